@@ -63,7 +63,11 @@ impl State {
         let zeros = |len: usize| vec![0.0f32; len].into_boxed_slice();
         let pages = |a| plan.blocks * Pages::new(a, plan.block_len).block_size();
         State {
-            conv: plan.mamba.iter().map(|m| zeros(plan.slots * (m.conv_kernel - 1) * m.conv_channels())).collect(),
+            conv: plan
+                .mamba
+                .iter()
+                .map(|m| zeros(plan.slots * (m.conv_kernel - 1) * m.conv_channels()))
+                .collect(),
             ssm: plan.mamba.iter().map(|m| zeros(plan.slots * m.inner() * m.state_size)).collect(),
             keys: plan.attention.iter().map(|a| zeros(pages(a))).collect(),
             values: plan.attention.iter().map(|a| zeros(pages(a))).collect(),

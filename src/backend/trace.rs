@@ -39,7 +39,7 @@ impl Trace {
 }
 
 fn arrow(tokens: usize, weight: &Linear) -> String {
-    format!("[{tokens}, {}] -> [{tokens}, {}] {}", weight.cols, weight.rows, ops::format_name(weight))
+    format!("[{tokens}, {}] -> [{tokens}, {}] {}", weight.cols, weight.rows, weight.kind().name())
 }
 
 impl Backend for Trace {
@@ -164,7 +164,7 @@ impl Backend for Trace {
             up.cols,
             up.rows,
             down.rows,
-            ops::format_name(up)
+            up.kind().name()
         );
         self.note("experts", text, ops::experts::cost(shape, up, down, tokens, distinct));
     }

@@ -70,7 +70,8 @@ pub fn reference(
                 let mut scores: Vec<f64> = (0..visible)
                     .map(|position| {
                         let key = &keys[pages.offset(blocks, position, kv_head)..][..dim];
-                        let dot = query.iter().zip(key).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+                        let dot =
+                            query.iter().zip(key).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
                         dot * scale
                     })
                     .collect();
@@ -113,13 +114,31 @@ mod tests {
         let pages = Pages::new(&shape, 2);
         let inputs = StepInputs {
             tokens: vec![0; 3],
-            sequences: vec![SequenceInputs { slot: 0, first: 0, count: 3, past: 0, first_block: 0, block_count: 2 }],
+            sequences: vec![SequenceInputs {
+                slot: 0,
+                first: 0,
+                count: 3,
+                past: 0,
+                first_block: 0,
+                block_count: 2,
+            }],
             blocks: vec![1, 0],
             logit_rows: vec![],
         };
         let (mut keys, mut values, mut out) = (vec![9.0; 4], vec![9.0; 4], vec![0.0; 6]);
         let q = [1.0; 6];
-        reference(&shape, &inputs, pages, &q, &[0.0; 3], &[3.0, 5.0, 10.0], &mut keys, &mut values, |x| x, &mut out);
+        reference(
+            &shape,
+            &inputs,
+            pages,
+            &q,
+            &[0.0; 3],
+            &[3.0, 5.0, 10.0],
+            &mut keys,
+            &mut values,
+            |x| x,
+            &mut out,
+        );
         assert_eq!(out, [3.0, 3.0, 4.0, 4.0, 6.0, 6.0]);
         assert_eq!(values, [10.0, 9.0, 3.0, 5.0], "pages follow the block table");
     }

@@ -66,14 +66,8 @@ mod tests {
             dt_limit: (0.0, f32::INFINITY),
         };
         let weight = [1.0, 10.0, 100.0, 1000.0].repeat(3);
-        let sequence = |past, count| SequenceInputs {
-            slot: 1,
-            first: 0,
-            count,
-            past,
-            first_block: 0,
-            block_count: 0,
-        };
+        let sequence =
+            |past, count| SequenceInputs { slot: 1, first: 0, count, past, first_block: 0, block_count: 0 };
         let projected = |x: f32| [9.0, x, x, x, 9.0];
         let mut state = vec![7.0; 2 * 3 * 3];
         let mut out = vec![0.0; 6];

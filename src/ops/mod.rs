@@ -13,8 +13,6 @@ pub mod rms_norm;
 pub mod route;
 pub mod ssm;
 
-use crate::weights::{Format, Linear};
-
 /// What one call of an operation must move and compute, whatever the implementation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cost {
@@ -56,17 +54,6 @@ pub struct ShapeError {
 /// Fails unless `got == expected`.
 pub fn agree(op: &'static str, what: &'static str, expected: usize, got: usize) -> Result<(), ShapeError> {
     if got == expected { Ok(()) } else { Err(ShapeError { op, what, expected, got }) }
-}
-
-/// Short name of a weight format, as tables and traces print it.
-pub fn format_name(weight: &Linear) -> &'static str {
-    match weight.format {
-        Format::F32 => "f32",
-        Format::F16 => "f16",
-        Format::BF16 => "bf16",
-        Format::Fp8 { .. } => "fp8",
-        Format::Nvfp4 { .. } => "nvfp4",
-    }
 }
 
 /// softplus in the form every engine uses: the identity above 20, where f32 cannot tell the difference.

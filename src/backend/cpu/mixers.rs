@@ -81,7 +81,8 @@ pub unsafe fn conv(
     let count = sequence.count as usize;
     let slot = sequence.slot as usize * kept;
     let raw = |token: usize| {
-        &projected[(sequence.first as usize + token) * shape.projection() + shape.inner() + from..][..to - from]
+        &projected[(sequence.first as usize + token) * shape.projection() + shape.inner() + from..]
+            [..to - from]
     };
     for token in 0..count {
         // SAFETY: passed on from the caller.
@@ -148,7 +149,8 @@ fn ssm_body<const FMA: bool>(
         for ((out, &x), s) in out.iter_mut().zip(&row[head * p..]).zip(state.chunks_exact_mut(n)) {
             let input = dt * x;
             let mut lanes = [0.0f32; 16];
-            let (mut s16, mut b16, mut c16) = (s.chunks_exact_mut(16), b.chunks_exact(16), cc.chunks_exact(16));
+            let (mut s16, mut b16, mut c16) =
+                (s.chunks_exact_mut(16), b.chunks_exact(16), cc.chunks_exact(16));
             for ((s, b), c) in s16.by_ref().zip(b16.by_ref()).zip(c16.by_ref()) {
                 for l in 0..16 {
                     s[l] = fma::<FMA>(s[l], decay, input * b[l]);

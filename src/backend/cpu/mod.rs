@@ -108,10 +108,18 @@ impl Cpu {
         let precision = if rounded { self.precision } else { Precision::F32 };
         let output = Output::new(&mut out.data, out.width);
         let piece = |scratch: &mut Scratch, from: usize, to: usize| {
-            simd::rows(isa, weight, from, to, tokens, &mut scratch.rows, &mut |r: usize, t: usize, y: f32| {
-                // SAFETY: pieces have disjoint rows r, which are columns of the output.
-                unsafe { output.apply(t, r, y, epilogue) }
-            });
+            simd::rows(
+                isa,
+                weight,
+                from,
+                to,
+                tokens,
+                &mut scratch.rows,
+                &mut |r: usize, t: usize, y: f32| {
+                    // SAFETY: pieces have disjoint rows r, which are columns of the output.
+                    unsafe { output.apply(t, r, y, epilogue) }
+                },
+            );
             if precision != Precision::F32 {
                 for t in 0..tokens.count {
                     // SAFETY: as above: columns from..to belong to this piece.
@@ -255,7 +263,9 @@ impl Backend for Cpu {
         split(&mut self.scratch, channels, 256, work, |_, from, to| {
             for sequence in &inputs.sequences {
                 // SAFETY: pieces have disjoint channels from..to of every row they touch.
-                unsafe { mixers::conv(shape, sequence, rows, weight, bias, tail, output, from, to, precision) };
+                unsafe {
+                    mixers::conv(shape, sequence, rows, weight, bias, tail, output, from, to, precision)
+                };
             }
         });
     }
@@ -473,13 +483,7 @@ impl Backend for Cpu {
 }
 
 /// Counting sort of pairs (token, choice) by the expert they chose.
-fn sort_by_expert(
-    ids: &[u32],
-    experts: usize,
-    starts: &mut [u32],
-    pairs: &mut [u32],
-    active: &mut Vec<u32>,
-) {
+fn sort_by_expert(ids: &[u32], experts: usize, starts: &mut [u32], pairs: &mut [u32], active: &mut Vec<u32>) {
     let starts = &mut starts[..experts + 1];
     starts.fill(0);
     for &id in ids {

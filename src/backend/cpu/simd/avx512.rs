@@ -2,8 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Rows, portable};
-use crate::weights::codec::{E2M1, E4M3};
+use super::{E2M1, E4M3, Rows, portable};
 
 /// A row of a weight from which 16 f32 can be had at multiples of 16.
 trait Row: Copy {

@@ -9,7 +9,30 @@ mod avx512;
 mod portable;
 
 use crate::ops::linear::Epilogue;
+use crate::weights::codec::{e2m1_to_f32, e4m3_to_f32};
 use crate::weights::{Format, Linear};
+
+/// Every E4M3 code as f32: block scales are looked up.
+static E4M3: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut code = 0;
+    while code < 256 {
+        table[code] = e4m3_to_f32(code as u8);
+        code += 1;
+    }
+    table
+};
+
+/// Every E2M1 code as f32: one register's worth.
+static E2M1: [f32; 16] = {
+    let mut table = [0.0; 16];
+    let mut code = 0;
+    while code < 16 {
+        table[code] = e2m1_to_f32(code as u8);
+        code += 1;
+    }
+    table
+};
 
 /// An instruction set this process can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
