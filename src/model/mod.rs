@@ -2,6 +2,13 @@
 
 pub mod config;
 pub mod fields;
+mod json;
+pub mod load;
+pub mod manifest;
+pub mod names;
+pub mod presets;
+pub mod quantization;
+pub mod random;
 
 use crate::backend::StepInputs;
 
