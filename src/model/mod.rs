@@ -3,6 +3,13 @@
 pub mod config;
 pub mod fields;
 mod forward;
+mod json;
+pub mod load;
+pub mod manifest;
+pub mod names;
+pub mod presets;
+pub mod quantization;
+pub mod random;
 
 pub use forward::{Model, ModelError};
 
