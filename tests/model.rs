@@ -7,7 +7,7 @@ use ferrotron::backend::reference::Reference;
 use ferrotron::backend::trace::Trace;
 use ferrotron::backend::{Backend, Precision, SequenceInputs, StepInputs};
 use ferrotron::model::config::ModelConfig;
-use ferrotron::model::{Limits, Model, Network, load};
+use ferrotron::model::{Limits, Model, Network, load, presets};
 
 use ferrotron::weights::{Checkpoint, Source};
 use serde::Deserialize;
@@ -255,6 +255,23 @@ fn the_step_of_tiny_as_operations_and_bytes() {
     let total = trace.total();
     text += &format!("total weights {} state {} flops {}\n", total.weights, total.state, total.flops);
     insta::assert_snapshot!(text);
+}
+
+/// MODEL.md's gigabytes per decoded token, from configuration and recipe alone.
+#[test]
+fn a_decoded_token_of_the_released_models_reads_what_their_arithmetic_says() {
+    for (name, gigabytes) in
+        [("nano-nvfp4", 2.886), ("nano-bf16", 6.456), ("super-nvfp4", 12.646), ("super-bf16", 24.467)]
+    {
+        let preset = presets::find(name).expect("a known name");
+        let config = preset.config().expect("the preset parses");
+        let fields = load::describe(&config, &preset.recipe().expect("the recipe parses"));
+        let limits = Limits { step_tokens: 1, logit_rows: 1, slots: 1, blocks: 1, block_len: 16 };
+        let mut model = Model::new(Trace::new(2), config, fields, limits).expect("the sizes agree");
+        model.forward(&StepInputs::single(&[0], 0, 16));
+        let read = model.backend().total().weights as f64 / 1e9;
+        assert!((read - gigabytes).abs() < 0.002 * gigabytes, "{name}: {read} GB, expected {gigabytes}");
+    }
 }
 
 fn argmax(row: &[f32]) -> u32 {
