@@ -1,5 +1,10 @@
 //! The `Backend` trait and who answers it.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(feature = "simt")]
+pub mod simt;
+
 /// All that varies from step to step: ragged tokens of many sequences.
 ///
 /// The sequence's tokens stand at `tokens[first .. first + count]`; its KV blocks at

@@ -22,8 +22,14 @@ pub struct Request {
 #[derive(Debug, Clone)]
 pub enum Event {
     /// The prompt is prefilled. `cached_tokens` came from the prefix cache.
-    Started { cached_tokens: usize, prompt_logprobs: Option<Vec<Option<TokenLogprobs>>> },
-    Token { id: u32, logprobs: Option<TokenLogprobs> },
+    Started {
+        cached_tokens: usize,
+        prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
+    },
+    Token {
+        id: u32,
+        logprobs: Option<TokenLogprobs>,
+    },
     Finished(Finish),
     Failed(String),
 }
