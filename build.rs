@@ -39,7 +39,7 @@ mod cuda {
 
     /// Compiles every `kernels/*.cu` into `$OUT_DIR/kernels.fatbin`, which `src/backend/cuda` embeds.
     pub fn compile() {
-        for name in ["CUDA_HOME", "CUDA_PATH", "PATH", "XDG_CACHE_HOME"] {
+        for name in ["CUDA_HOME", "CUDA_PATH"] {
             println!("cargo:rerun-if-env-changed={name}");
         }
         let nvcc = candidates().into_iter().find(|path| path.is_file()).unwrap_or_else(|| {
@@ -55,16 +55,7 @@ mod cuda {
 
         // One unit for all kernels: nvcc starts three compilers per target, and one image is one module to load.
         let mut command = Command::new(&nvcc);
-        command.args([
-            "-std=c++17",
-            "-O3",
-            "-lineinfo",
-            "-Werror",
-            "all-warnings",
-            "--threads",
-            "0",
-            "-fatbin",
-        ]);
+        command.args(["-std=c++17", "-O3", "-Werror", "all-warnings", "--threads", "0", "-fatbin"]);
         for target in TARGETS {
             command.arg(format!("-gencode=arch=compute_{target},code=sm_{target}"));
         }

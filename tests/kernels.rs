@@ -61,6 +61,12 @@ fn problem() -> impl Strategy<Value = (u32, Vec<u16>, Vec<u16>)> {
     })
 }
 
+/// Any float, every second one halfway between two bfloat16 values.
+fn float_or_tie() -> impl Strategy<Value = f32> {
+    prop_oneof![any::<u32>(), any::<u32>().prop_map(|bits| bits & 0xffff_0000 | 0x8000)]
+        .prop_map(f32::from_bits)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -77,7 +83,7 @@ proptest! {
     }
 
     #[test]
-    fn to_bf16_rounds_as_the_half_crate_does(all in prop::collection::vec(any::<u32>().prop_map(f32::from_bits), 64)) {
+    fn to_bf16_rounds_as_the_half_crate_does(all in prop::collection::vec(float_or_tie(), 64)) {
         let all: [f32; 64] = all.try_into().unwrap();
         for (got, value) in planted("planted_rounding", all, 0).unwrap().into_iter().zip(all) {
             let expected = if value.is_nan() { 0x7fff } else { bf16::from_f32(value).to_bits() };
@@ -205,7 +211,7 @@ fn a_thread_that_returned_is_not_waited_for() {
     x[2] = 5.0;
     for seed in 0..SEEDS {
         let y = planted("planted_early_return", x, seed).unwrap();
-        assert_eq!(y[..63], [bf16::from_f32(5.0).to_bits(); 63], "seed {seed}");
+        assert_eq!(y[..40], [bf16::from_f32(5.0).to_bits(); 40], "seed {seed}");
     }
 }
 

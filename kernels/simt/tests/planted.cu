@@ -49,11 +49,13 @@ KERNEL planted_misaligned_load(const PlantedArgs args) {
     args.y[threadIdx.x] = load_pack<Bf16Pack<8>>(args.y + 1).at[0];
 }
 
-// Not a fault: who has returned is not waited for, in the warp or in the block.
+// Not a fault: who has returned is not waited for, in the warp or in the block. Some leave before the warp meets, some
+// before the block does.
 KERNEL planted_early_return(const PlantedArgs args) {
     SHARED(float, first, 1);
-    if (threadIdx.x >= PLANTED_THREADS - 1) return;
+    if (threadIdx.x >= PLANTED_THREADS - 8) return;
     const float neighbour = shuffle_xor(args.x[threadIdx.x], 2);
+    if (threadIdx.x >= PLANTED_THREADS - 24) return;
     if (threadIdx.x == 0) first[0] = neighbour;
     __syncthreads();
     args.y[threadIdx.x] = to_bf16(first[0]);
