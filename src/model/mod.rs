@@ -2,6 +2,9 @@
 
 pub mod config;
 pub mod fields;
+mod forward;
+
+pub use forward::{Model, ModelError};
 
 use crate::backend::StepInputs;
 
