@@ -5,18 +5,17 @@
 //! then only writes into what exists.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod host;
 pub mod reference;
+#[cfg(feature = "simt")]
+pub mod simt;
 pub mod trace;
 
 use crate::model::config::{Attention, Mamba, Moe};
 use crate::ops::linear::Epilogue;
 use crate::weights;
-
-#[cfg(feature = "cuda")]
-pub mod cuda;
-#[cfg(feature = "simt")]
-pub mod simt;
 
 /// All that varies from step to step: ragged tokens of many sequences.
 ///
