@@ -5,8 +5,12 @@
 //! then only writes into what exists.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod host;
 pub mod reference;
+#[cfg(feature = "simt")]
+pub mod simt;
 pub mod trace;
 
 use crate::model::config::{Attention, Mamba, Moe};
