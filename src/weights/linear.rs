@@ -19,13 +19,8 @@ pub enum Format {
     F16,
     BF16,
     /// E4M3, times one scale per tensor.
-    Fp8 {
-        scale: f32,
-    },
+    Fp8 { scale: f32 },
     /// E2M1, low nibble first; E4M3 block scales `[rows, cols/16]` linear; times `global_scale`
     /// (already inverted for compressed-tensors files).
-    Nvfp4 {
-        scales: Bytes,
-        global_scale: f32,
-    },
+    Nvfp4 { scales: Bytes, global_scale: f32 },
 }
