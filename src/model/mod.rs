@@ -1,6 +1,8 @@
 //! The networks: one `forward` over [`crate::backend::Backend`], their configurations and their drafter.
 
 pub mod config;
+pub mod convert;
+pub mod embedded;
 pub mod fields;
 mod forward;
 mod json;

@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::config::{ConfigError, ModelConfig};
+use super::embedded::EMBEDDED;
 use super::quantization::Recipe;
-
-/// Names of models that are part of the binary; whoever embeds them supplies their files.
-pub const EMBEDDED: [&str; 2] = ["tiny", "tiny-nvfp4"];
+use crate::weights::{Source, StaticFiles};
 
 /// A published checkpoint: `models/<name>/` as data.
 pub struct Preset {
@@ -111,8 +110,25 @@ pub fn find(name: &str) -> Option<&'static Preset> {
 pub enum Location {
     /// A folder with `config.json`; the preset, if its name says which one it is.
     Folder { path: PathBuf, preset: Option<&'static Preset> },
-    /// One of [`EMBEDDED`].
-    Embedded(&'static str),
+    /// Part of the binary: one of [`EMBEDDED`].
+    Embedded { name: &'static str, files: StaticFiles },
+}
+
+impl Location {
+    /// The files there.
+    pub fn source(&self) -> Source {
+        match self {
+            Location::Folder { path, .. } => Source::folder(path),
+            Location::Embedded { name, files } => Source::embedded(name, files),
+        }
+    }
+
+    pub fn preset(&self) -> Option<&'static Preset> {
+        match self {
+            Location::Folder { preset, .. } => *preset,
+            Location::Embedded { .. } => None,
+        }
+    }
 }
 
 /// A name that leads nowhere.
@@ -139,8 +155,8 @@ pub enum Error {
 
 /// Every name that a model argument knows.
 fn known_names() -> String {
-    let presets = PRESETS.iter().map(|p| p.name);
-    EMBEDDED.into_iter().chain(presets).collect::<Vec<_>>().join(", ")
+    let embedded = EMBEDDED.iter().map(|(name, _)| *name);
+    embedded.chain(PRESETS.iter().map(|p| p.name)).collect::<Vec<_>>().join(", ")
 }
 
 /// Finds `name`: an embedded model, a preset or a hub id in the hub's cache, or a folder.
@@ -148,8 +164,8 @@ fn known_names() -> String {
 /// `hub_cache` is the folder with `models--org--name` inside. A known name wins over a folder of the same name;
 /// write `./tiny` for the folder.
 pub fn resolve(name: &str, hub_cache: &Path) -> Result<Location, Error> {
-    if let Some(embedded) = EMBEDDED.into_iter().find(|e| *e == name) {
-        return Ok(Location::Embedded(embedded));
+    if let Some(&(name, files)) = EMBEDDED.iter().find(|(embedded, _)| *embedded == name) {
+        return Ok(Location::Embedded { name, files });
     }
     let preset = find(name);
     let folder = Path::new(name);
@@ -170,8 +186,8 @@ pub fn resolve(name: &str, hub_cache: &Path) -> Result<Location, Error> {
     }
 }
 
-/// `org/name` as the hub spells it.
-fn is_hub_id(name: &str) -> bool {
+/// Whether this is `org/name` as the hub spells it.
+pub fn is_hub_id(name: &str) -> bool {
     let plain = |part: &str| {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
