@@ -1,1 +1,6 @@
 //! api
+pub mod error;
+pub mod fields;
+pub mod ids;
+pub mod model;
+pub mod types;
