@@ -37,7 +37,8 @@ pub enum UpdateEvent {
     /// One sampled id and what it added to the text, which may be nothing yet.
     Token { token: Token, deltas: Vec<Delta> },
     /// What was held back, and why it ended. Always last.
-    Ended { deltas: Vec<Delta>, finish: Finished },
+    /// `reasoning_became_content`: the content is the reasoning, said once more because there was none.
+    Ended { deltas: Vec<Delta>, finish: Finished, reasoning_became_content: bool },
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -350,12 +351,16 @@ impl Choice {
         self.ended = true;
         self.stream = None;
         let mut deltas = Vec::new();
+        if finish == Finished::Eos {
+            self.decoder.end_of_turn();
+        }
         // After the one call that was allowed, whatever is held back belongs to what was not.
         if finish != Finished::OneCall {
             self.decoder.finish(&mut deltas);
         }
         self.meter.ended(if finish == Finished::Length { Ending::Length } else { Ending::Stop });
-        self.counted(UpdateEvent::Ended { deltas, finish }, Usage::default())
+        let reasoning_became_content = self.decoder.reasoning_became_content();
+        self.counted(UpdateEvent::Ended { deltas, finish, reasoning_became_content }, Usage::default())
     }
 
     fn counted(&self, event: UpdateEvent, usage: Usage) -> Counted {

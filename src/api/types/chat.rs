@@ -12,12 +12,12 @@ use serde_json::{Map, Value};
 const RESERVED_KWARGS: [&str; 4] = ["messages", "tools", "chat_template", "tokenize"];
 
 /// A chat as the engine room of text understands it, and what to do with the answer.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct ChatRequest {
     pub common: Common,
     pub chat: Chat,
-    /// The tools whose calls are parsed out of the answer; empty if none are.
-    pub tools: Vec<Tool>,
+    /// The tools whose calls are read out of the answer; `None` if none are.
+    pub tools: Option<Vec<Tool>>,
     /// `parallel_tool_calls: false`
     pub one_call: bool,
     /// `enable_thinking` as the template will see it.
@@ -41,13 +41,13 @@ impl ChatRequest {
         let logprobs = logprobs(&fields, rules)?;
         let common = Common::read(&fields, rules, max, logprobs)?;
         let tools = tool::read(&fields, rules.options.hide_tools_when_none)?;
-        let chat = chat(&fields, tools.shown.clone(), rules)?;
+        let chat = chat(&fields, tools.shown, rules)?;
         let flag = |name| chat.kwargs.get(name).and_then(Value::as_bool);
         Ok(Self {
             thinking: flag("enable_thinking").unwrap_or(true),
             force_nonempty_content: flag("force_nonempty_content").unwrap_or(false),
             include_reasoning: fields.bool("include_reasoning")?.unwrap_or(true),
-            tools: if tools.parsed { tools.shown } else { Vec::new() },
+            tools: tools.parsed,
             one_call: tools.one_call,
             common,
             chat,
@@ -56,7 +56,7 @@ impl ChatRequest {
 }
 
 /// The part of a chat request that becomes the prompt; `/tokenize` reads it too.
-pub fn chat(fields: &Fields, tools: Vec<Tool>, rules: Rules) -> Result<Chat, ApiError> {
+pub fn chat(fields: &Fields, tools: Vec<Value>, rules: Rules) -> Result<Chat, ApiError> {
     let continue_final_message = fields.bool("continue_final_message")?.unwrap_or(false);
     let generation = fields.bool("add_generation_prompt")?;
     if continue_final_message && generation == Some(true) {
@@ -71,7 +71,19 @@ pub fn chat(fields: &Fields, tools: Vec<Tool>, rules: Rules) -> Result<Chat, Api
         add_generation_prompt: generation.unwrap_or(!continue_final_message),
         continue_final_message,
         kwargs: template_kwargs(fields, rules)?,
+        template: own_template(fields, rules)?,
     })
+}
+
+/// A template is a program; only a server that says so runs a stranger's.
+fn own_template(fields: &Fields, rules: Rules) -> Result<Option<String>, ApiError> {
+    match fields.string("chat_template")? {
+        Some(_) if !rules.options.trust_template => Err(fields.bad(
+            "chat_template",
+            "`chat_template` is refused unless the server runs with --trust-request-chat-template.",
+        )),
+        template => Ok(template.map(str::to_owned)),
+    }
 }
 
 /// The server's defaults, then what `reasoning_effort` means, then the request's own keys.
@@ -196,6 +208,7 @@ mod tests {
             ("thinking_token_budget", json!(10)),
             ("cache_salt", json!("a/b")),
             ("request_id", json!("a b")),
+            ("chat_template", json!("{{ messages }}")),
             ("chat_template_kwargs", json!("x")),
             ("chat_template_kwargs.tools", json!(null)),
         ] {

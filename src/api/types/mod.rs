@@ -37,6 +37,8 @@ pub struct RequestOptions {
     pub clamp_max_tokens: bool,
     /// `--return-tokens-as-token-ids`: the default of the request's field.
     pub tokens_as_ids: bool,
+    /// `--trust-request-chat-template`
+    pub trust_template: bool,
     /// `--enable-force-include-usage`: every stream ends with usage.
     pub force_usage: bool,
 }
@@ -49,6 +51,7 @@ impl Default for RequestOptions {
             hide_tools_when_none: false,
             clamp_max_tokens: false,
             tokens_as_ids: false,
+            trust_template: false,
             force_usage: false,
         }
     }

@@ -17,10 +17,9 @@ const STEERING: [&str; 7] = [
 ];
 
 /// Other fields without an implementation behind them, and what they would do.
-const MISSING: [(&str, &str); 4] = [
+const MISSING: [(&str, &str); 3] = [
     ("bad_words", "banning words"),
     ("logprob_token_ids", "log-probabilities of chosen ids"),
-    ("chat_template", "a template of the request's own"),
     ("prompt_embeds", "prompts as embeddings"),
 ];
 

@@ -6,14 +6,14 @@ use crate::api::fields::Fields;
 use crate::text::Chat;
 use serde_json::{Map, Value};
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct TokenizeRequest {
     pub input: TokenizeInput,
     /// The ids' own strings are wanted as well.
     pub token_strings: bool,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum TokenizeInput {
     Text { text: String, add_special_tokens: bool },
     Chat(Chat),

@@ -8,13 +8,13 @@ use serde_json::{Map, Value, json};
 /// Deeper schemas are a mistake or an attack; every walk over a schema is recursive.
 const SCHEMA_DEPTH_MAX: usize = 64;
 
-/// The tools of a request; empty if none were given or `tool_choice` is none.
+/// The tools of a request.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tools {
-    /// What the template shows the model.
-    pub shown: Vec<Tool>,
-    /// Whether calls in the answer are parsed.
-    pub parsed: bool,
+    /// What the template shows the model: definitions in the form of `tools`.
+    pub shown: Vec<Value>,
+    /// What calls in the answer are read by; `None` if none were given or `tool_choice` is none.
+    pub parsed: Option<Vec<Tool>>,
     /// `parallel_tool_calls: false`: the answer ends after its first call.
     pub one_call: bool,
 }
@@ -24,12 +24,16 @@ pub fn read(fields: &Fields, hide_when_none: bool) -> Result<Tools, ApiError> {
     let defined = defined(fields)?;
     let allowed = choice(fields, &defined)?;
     let one_call = fields.bool("parallel_tool_calls")? == Some(false);
-    let parsed = allowed && !defined.is_empty();
-    let shown = if allowed || !hide_when_none { defined } else { Vec::new() };
+    let (mut shown, tools): (Vec<Value>, Vec<Tool>) = defined.into_iter().unzip();
+    if !allowed && hide_when_none {
+        shown.clear();
+    }
+    let parsed = (allowed && !tools.is_empty()).then_some(tools);
     Ok(Tools { shown, parsed, one_call })
 }
 
-fn defined(fields: &Fields) -> Result<Vec<Tool>, ApiError> {
+/// Each definition as the template sees it, and as the decoder does.
+fn defined(fields: &Fields) -> Result<Vec<(Value, Tool)>, ApiError> {
     if let Some(tools) = fields.array("tools")? {
         return tools
             .iter()
@@ -44,13 +48,20 @@ fn defined(fields: &Fields) -> Result<Vec<Tool>, ApiError> {
                     }
                 }
                 let function = tool.required("function")?;
-                function_tool(function, tool.path("function"))
+                Ok((value.clone(), function_tool(function, tool.path("function"))?))
             })
             .collect();
     }
     let functions = fields.array("functions")?.unwrap_or_default();
     let path = |index| fields.path(&format!("functions[{index}]"));
-    functions.iter().enumerate().map(|(index, value)| function_tool(value, path(index))).collect()
+    functions
+        .iter()
+        .enumerate()
+        .map(|(index, value)| {
+            let tool = function_tool(value, path(index))?;
+            Ok((json!({"type": "function", "function": value}), tool))
+        })
+        .collect()
 }
 
 fn function_tool(value: &Value, path: String) -> Result<Tool, ApiError> {
@@ -58,15 +69,14 @@ fn function_tool(value: &Value, path: String) -> Result<Tool, ApiError> {
     let name = function.string("name")?.filter(|name| !name.is_empty()).ok_or_else(|| {
         function.bad("name", format!("`{}` must be a non-empty string.", function.path("name")))
     })?;
-    let parameters = match function.object("parameters")? {
-        None => json!({"type": "object", "properties": {}}),
-        Some(_) => function.get("parameters").cloned().unwrap_or_default(),
-    };
-    if depth(&parameters) > SCHEMA_DEPTH_MAX {
+    function.string("description")?;
+    function.object("parameters")?;
+    let parameters = function.get("parameters").cloned();
+    if parameters.as_ref().map_or(0, depth) > SCHEMA_DEPTH_MAX {
         let message = format!("The schema is nested deeper than {SCHEMA_DEPTH_MAX} levels.");
         return Err(function.bad("parameters", message));
     }
-    Ok(Tool { name: name.to_owned(), description: function.string("description")?.map(str::to_owned), parameters })
+    Ok(Tool { name: name.to_owned(), parameters })
 }
 
 /// The JSON reader bounds the nesting before this walks it.
@@ -79,7 +89,7 @@ fn depth(value: &Value) -> usize {
 }
 
 /// Whether the model may call tools.
-fn choice(fields: &Fields, tools: &[Tool]) -> Result<bool, ApiError> {
+fn choice(fields: &Fields, tools: &[(Value, Tool)]) -> Result<bool, ApiError> {
     let name = if fields.get("tool_choice").is_some() { "tool_choice" } else { "function_call" };
     match fields.get(name) {
         None => Ok(true),
@@ -110,11 +120,11 @@ fn wanted(choice: &Map<String, Value>, path: String) -> Result<String, ApiError>
 }
 
 /// Why a forced call is refused: first the client's own mistakes, then what is missing here.
-fn forced(fields: &Fields, field: &str, tools: &[Tool], wanted: Option<&str>) -> ApiError {
+fn forced(fields: &Fields, field: &str, tools: &[(Value, Tool)], wanted: Option<&str>) -> ApiError {
     if tools.is_empty() {
         return fields.bad(field, format!("`{field}` is only allowed when `tools` are given."));
     }
-    if let Some(wanted) = wanted.filter(|wanted| tools.iter().all(|tool| tool.name != *wanted)) {
+    if let Some(wanted) = wanted.filter(|wanted| tools.iter().all(|(_, tool)| tool.name != *wanted)) {
         return fields.bad(field, format!("`{field}` names `{}`, which is not in `tools`.", cut(wanted, 64)));
     }
     fields.bad(
@@ -133,7 +143,7 @@ mod tests {
     fn check(body: Value, expected: Result<(usize, bool), (&str, &str)>) {
         let Value::Object(map) = &body else { panic!("the test gives an object") };
         let got = read(&Fields::top(map), false)
-            .map(|tools| (tools.shown.len(), tools.parsed))
+            .map(|tools| (tools.shown.len(), tools.parsed.is_some()))
             .map_err(|error| error.body()["error"].clone());
         match (got, expected) {
             (Ok(got), Ok(expected)) => assert_eq!(got, expected, "{body}"),
