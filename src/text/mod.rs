@@ -221,13 +221,13 @@ fn default_template(value: &Value) -> Option<String> {
 }
 
 /// `bos_token` and its kin: a string, or an object with `content`.
-fn named_tokens(config: &Map<String, Value>) -> Map<String, Value> {
+fn named_tokens(config: &Map<String, Value>) -> Vec<(String, String)> {
     ["bos_token", "eos_token", "unk_token", "pad_token"]
         .into_iter()
         .filter_map(|key| {
             let value = config.get(key)?;
             let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
-            Some((key.to_string(), Value::from(text)))
+            Some((key.to_string(), text.to_string()))
         })
         .collect()
 }

@@ -5,6 +5,7 @@ use std::io;
 
 use jiff::Zoned;
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::merge_maps;
 use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde_json::{Map, Value, json};
 
@@ -30,7 +31,7 @@ pub struct Template {
 impl Template {
     /// Parses `source`. `tokens` become variables of every rendering.
     /// Errors: [`Error::Template`] with the line if it is not Jinja.
-    pub fn new(source: Option<&str>, tokens: Map<String, Value>) -> Result<Template, Error> {
+    pub fn new(source: Option<&str>, tokens: Vec<(String, String)>) -> Result<Template, Error> {
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -45,7 +46,7 @@ impl Template {
             env.add_template_owned(NAME, source.to_string()).map_err(|error| template_error(&error))?;
         }
         // The checkpoint's own words: they are not guarded, a template prints them to have their ids.
-        let tokens = minijinja::Value::from_serialize(&tokens);
+        let tokens = tokens.into_iter().collect();
         Ok(Template { env, present: source.is_some(), tokens })
     }
 
@@ -56,7 +57,7 @@ impl Template {
         }
         let clock = minijinja::Value::from_function(move |format: &str| python::strftime(format, &now));
         let values = python::value(values, guard);
-        let context = minijinja::context! { strftime_now => clock, ..values, ..self.tokens.clone() };
+        let context = minijinja::context! { strftime_now => clock, ..merge_maps([values, self.tokens.clone()]) };
 
         let template = match &chat.template {
             Some(source) => self.env.template_from_named_str(NAME, source),
