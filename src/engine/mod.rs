@@ -20,6 +20,7 @@ use std::time::Duration;
 use crate::model::Limits;
 use crate::sample::SamplingParams;
 
+pub use crate::sample::TokenLogprobs;
 pub use handle::{Handle, LoadProgress, RequestStream, Runner, SubmitError};
 pub use run::start;
 pub use stats::{Histogram, ITERATION_TOKENS_BOUNDS, Stats};
@@ -110,14 +111,6 @@ pub struct Timings {
     pub queue: Duration,
     pub prefill: Duration,
     pub decode: Duration,
-}
-
-/// Log-probabilities from the raw logits, natural logarithm.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenLogprobs {
-    pub logprob: f32,
-    /// Best first.
-    pub top: Vec<(u32, f32)>,
 }
 
 /// Whether the engine can serve now. Read from atomics; never blocks.

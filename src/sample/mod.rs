@@ -1,6 +1,31 @@
 //! Logits to ids. Its randomness is an argument: the same seed, position and logits give the same id.
+//!
+//! ```text
+//! params.check(vocab)?;                                    // a wrong value is the caller's error, with its name
+//! let mut workspace = Workspace::new(vocab);               // one per engine
+//! let mut sampler = Sampler::new(params, …);               // one per sequence
+//! let id = sampler.sample(&mut workspace, logits, position)?;
+//! let logprobs = logprobs(&mut workspace, logits, id, 5)?; // if wanted
+//! sampler.accept(id);
+//! ```
 
-/// How a request wants its ids drawn. Validated by its constructor in `api`; ranges as noted.
+mod math;
+mod philox;
+mod sampler;
+mod select;
+
+pub use philox::{philox4x32, uniform};
+pub use sampler::{Failure, Sampler, Workspace, logprobs};
+
+/// Log-probabilities from the raw logits, natural logarithm.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    pub logprob: f32,
+    /// Best first; of equals the lower id first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// How a request wants its ids drawn. Ranges as noted; [`Self::check`] holds them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// 0 is greedy; else at least 0.01.
@@ -85,3 +110,6 @@ impl SamplingParams {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -415,14 +415,8 @@ impl Sequence {
         inputs.logit_rows.extend((step_end - rows..step_end).map(|index| index as u32));
         room.tokens -= count;
         room.rows -= rows;
-        Some(Share {
-            id: self.id,
-            past: self.past,
-            count,
-            first_row,
-            rows,
-            samples: end == self.tokens.len(),
-        })
+        let samples = end == self.tokens.len();
+        Some(Share { id: self.id, past: self.past, count, first_row, rows, samples, index })
     }
 }
 
