@@ -47,7 +47,7 @@ pub fn value(given: &serde_json::Value, guard: &Guard<'_>) -> Value {
         serde_json::Value::String(text) => Value::from(guard.mark(text)),
         serde_json::Value::Array(items) => items.iter().map(|item| value(item, guard)).collect(),
         serde_json::Value::Object(map) => {
-            map.iter().map(|(key, item)| (Value::from(guard.mark(key)), value(item, guard))).collect()
+            Value::from_pairs(map.iter().map(|(key, item)| (guard.mark(key), value(item, guard))))
         }
     }
 }

@@ -46,7 +46,7 @@ impl Template {
             env.add_template_owned(NAME, source.to_string()).map_err(|error| template_error(&error))?;
         }
         // The checkpoint's own words: they are not guarded, a template prints them to have their ids.
-        let tokens = tokens.into_iter().collect();
+        let tokens = minijinja::Value::from_pairs(tokens);
         Ok(Template { env, present: source.is_some(), tokens })
     }
 

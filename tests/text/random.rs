@@ -41,7 +41,8 @@ proptest! {
             prop_assert!(spelled || !content.contains("</think>"), "{content:?}");
         }
         if let (Some(stop), false) = (&reading.stop, options.include_stop) {
-            prop_assert!(!reading.stream.iter().any(|delta| format!("{delta:?}").contains(stop.as_str())));
+            let leaked = reading.stream.iter().any(|delta| format!("{delta:?}").contains(stop.as_str()));
+            prop_assert!(!leaked, "{stop:?} in {:?}", reading.stream);
         }
     }
 }
