@@ -63,7 +63,7 @@ fn options() -> impl Strategy<Value = DecoderOptions> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
     fn cutting_an_answer_anywhere_changes_nothing(output in answers(), options in options(), tagged in any::<bool>()) {
