@@ -14,7 +14,7 @@ use super::guard::Guard;
 use super::{Error, python};
 
 /// Instructions one rendering may take. A long agent session with sixty tools takes some hundred thousand.
-const FUEL: u64 = 50_000_000;
+const FUEL: u64 = 10_000_000;
 /// Bytes one rendering may write: four times the largest context we know of, in bytes.
 const MAX_OUTPUT_BYTES: usize = 32 << 20;
 const NAME: &str = "chat_template";
@@ -46,18 +46,25 @@ impl Template {
             env.add_template_owned(NAME, source.to_string()).map_err(|error| template_error(&error))?;
         }
         // The checkpoint's own words: they are not guarded, a template prints them to have their ids.
-        let tokens = tokens.into_iter().collect();
+        let tokens = minijinja::Value::from_pairs(tokens);
         Ok(Template { env, present: source.is_some(), tokens })
     }
 
     /// The prompt's text with the guard's marks still in it. `values` are the chat's, from [`values`].
-    pub fn render(&self, chat: &Chat, values: &Value, guard: &Guard<'_>, now: Zoned) -> Result<String, Error> {
+    pub fn render(
+        &self,
+        chat: &Chat,
+        values: &Value,
+        guard: &Guard<'_>,
+        now: Zoned,
+    ) -> Result<String, Error> {
         if chat.continue_final_message && chat.add_generation_prompt {
             return Err(Error::Continue { expected: "add_generation_prompt=false", got: "true" });
         }
         let clock = minijinja::Value::from_function(move |format: &str| python::strftime(format, &now));
         let values = python::value(values, guard);
-        let context = minijinja::context! { strftime_now => clock, ..merge_maps([values, self.tokens.clone()]) };
+        let context =
+            minijinja::context! { strftime_now => clock, ..merge_maps([values, self.tokens.clone()]) };
 
         let template = match &chat.template {
             Some(source) => self.env.template_from_named_str(NAME, source),
@@ -105,7 +112,10 @@ fn message(message: &Message) -> Value {
                 entry.insert("id".into(), json!(id));
             }
             entry.insert("type".into(), json!("function"));
-            entry.insert("function".into(), json!({"name": call.name, "arguments": arguments(&call.arguments)}));
+            entry.insert(
+                "function".into(),
+                json!({"name": call.name, "arguments": arguments(&call.arguments)}),
+            );
             Value::Object(entry)
         });
         map.insert("tool_calls".into(), calls.collect());
@@ -161,7 +171,10 @@ fn cut_after_final(mut rendered: String, chat: &Chat, guard: &Guard<'_>) -> Resu
     };
     let words = guard.mark(words);
     let Some(at) = rendered.rfind(words.trim()) else {
-        return Err(Error::Continue { expected: "a template that prints the final message", got: "other text" });
+        return Err(Error::Continue {
+            expected: "a template that prints the final message",
+            got: "other text",
+        });
     };
     // Templates may trim the message: its trailing white space is kept only if it was printed.
     let exact = words.trim_start();
