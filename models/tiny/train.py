@@ -179,6 +179,7 @@ def train(args):
         if time.time() - last_save > 120:
             save()
             last_save = time.time()
+        time.sleep(args.rest)
         if args.steps and step >= args.steps:
             break
     save()
@@ -270,6 +271,7 @@ if __name__ == "__main__":
     parser.add_argument("--mtp-weight", type=float, default=0.2)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--rest", type=float, default=0.0, help="seconds of pause after a step, on a shared machine")
     parser.add_argument("--log", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--eval", action="store_true")

@@ -211,8 +211,8 @@ mod tests {
 
     #[test]
     fn lies_are_named() {
-        check(GOOD, 15, "expected 174 from the header");
-        check(GOOD, 17, "expected 174 from the header");
+        check(GOOD, 15, "expected 167 from the header");
+        check(GOOD, 17, "expected 167 from the header");
         check("{", 0, "not valid");
         check(r#"{"a":{"dtype":"Q4","shape":[1],"data_offsets":[0,1]}}"#, 1, "Q4");
         check(

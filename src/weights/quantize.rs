@@ -157,11 +157,12 @@ mod tests {
             assert_eq!(loss(&[0.0; 32], &linear), Loss { relative_rms: 0.0, max: 0.0 });
         }
         let mut one = [0.0; 32];
-        one[17] = -3.0;
+        // 2688 / 1024, so that the global scale is a power of two and nothing rounds.
+        one[17] = -2.625;
         let linear = quantize(&one, 2, 16, Kind::Nvfp4);
         let Format::Nvfp4 { scales, global_scale } = &linear.format else { panic!("NVFP4 was asked for") };
-        assert_eq!((scales[0], scales[1], *global_scale), (0x38, 0x7E, 3.0 / 2688.0));
-        assert_eq!(linear.to_f32()[17], -3.0);
+        assert_eq!((scales[0], scales[1], *global_scale), (0x38, 0x7E, 1.0 / 1024.0));
+        assert_eq!(linear.to_f32()[17], -2.625);
     }
 
     #[test]
