@@ -241,10 +241,13 @@ impl Choice {
             stop_ids: stop_ids.clone(),
             prompt_logprobs: common.prompt_logprobs,
         };
-        let stream = resident.engine.submit(request).map_err(|error| {
-            meter.refused();
-            refused(error)
-        })?;
+        let stream = match resident.engine.submit(request) {
+            Ok(stream) => stream,
+            Err(error) => {
+                meter.refused();
+                return Err(refused(error));
+            }
+        };
         let mut decoder = resident.text.decoder(DecoderOptions {
             mode: input.mode.clone(),
             stop: common.stop.clone(),
