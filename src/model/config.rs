@@ -1,4 +1,21 @@
 //! What a checkpoint's `config.json` means: one [`ModelConfig`], whatever dialect the file is written in.
+//!
+//! ```
+//! use ferrotron::model::config::{Layer, ModelConfig};
+//! let config = ModelConfig::from_json(include_bytes!("../../models/nano-bf16/config.json"))?;
+//! assert_eq!(config.layers.len(), 52);
+//! assert!(matches!(config.layers[5], Layer::Attention(a) if a.heads == 32 && a.kv_heads == 2));
+//! # Ok::<(), ferrotron::model::config::ConfigError>(())
+//! ```
+
+mod error;
+mod generation;
+mod parse;
+mod read;
+
+pub use error::ConfigError;
+pub use generation::GenerationConfig;
+pub(in crate::model) use parse::language_model;
 
 /// A Nemotron-H network. Layer kinds carry their own sizes, because Puzzle checkpoints vary them by layer.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,7 +1,19 @@
 //! The networks: one `forward` over [`crate::backend::Backend`], their configurations and their drafter.
 
 pub mod config;
+pub mod convert;
+pub mod embedded;
 pub mod fields;
+mod forward;
+mod json;
+pub mod load;
+pub mod manifest;
+pub mod names;
+pub mod presets;
+pub mod quantization;
+pub mod random;
+
+pub use forward::{Model, ModelError};
 
 use crate::backend::StepInputs;
 

@@ -1,0 +1,228 @@
+//! The checkpoints that have a name here: what is known of them without their files, and where their files may be.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::config::{ConfigError, ModelConfig};
+use super::embedded::EMBEDDED;
+use super::quantization::Recipe;
+use crate::weights::{Source, StaticFiles};
+
+/// A published checkpoint: `models/<name>/` as data.
+pub struct Preset {
+    pub name: &'static str,
+    config: &'static str,
+    quantization: &'static str,
+    policy: &'static str,
+    /// MODEL.md
+    pub description: &'static str,
+}
+
+macro_rules! presets {
+    ($($name:literal),*) => {
+        &[$(Preset {
+            name: $name,
+            config: include_str!(concat!("../../models/", $name, "/config.json")),
+            quantization: include_str!(concat!("../../models/", $name, "/quantization.json")),
+            policy: include_str!(concat!("../../models/", $name, "/preset.json")),
+            description: include_str!(concat!("../../models/", $name, "/MODEL.md")),
+        }),*]
+    };
+}
+
+/// All of them.
+pub static PRESETS: &[Preset] =
+    presets!("nano-nvfp4", "nano-bf16", "super-nvfp4", "super-bf16", "lightning-nvfp4", "nano-4b");
+
+/// How a published checkpoint is meant to be used: policy as data.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    pub title: String,
+    /// `org/name` on the Hugging Face hub.
+    pub hub: String,
+    /// What `pull` asks for.
+    pub revision: String,
+    /// The beginning of the commit whose files our facts were read from.
+    pub revision_read: Option<String>,
+    /// Shorter names.
+    pub aliases: Vec<String>,
+    /// The vendor's recommendation.
+    pub sampling: Sampling,
+    /// The same with tools, where it differs.
+    pub sampling_with_tools: Option<Sampling>,
+    pub stop_token_ids: Vec<u32>,
+    /// Name of the reasoning splitter's rules.
+    pub reasoning_parser: String,
+    /// Name of the tool grammar.
+    pub tool_parser: String,
+    /// Tokens a sequence may have, as the checkpoint's config says.
+    pub context: usize,
+    /// Totals that a third party read from the headers of all shards.
+    pub published: Option<Published>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sampling {
+    pub temperature: f32,
+    pub top_p: f32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Published {
+    pub tensors: u64,
+    pub bytes: u64,
+    pub shards: u64,
+}
+
+impl Preset {
+    pub fn config(&self) -> Result<ModelConfig, ConfigError> {
+        ModelConfig::from_json(self.config.as_bytes())
+    }
+
+    /// Which module is in which format.
+    pub fn recipe(&self) -> Result<Recipe, ConfigError> {
+        Recipe::from_compact(self.quantization)
+    }
+
+    pub fn policy(&self) -> Result<Policy, ConfigError> {
+        serde_json::from_str(self.policy)
+            .map_err(|e| ConfigError::Json { file: "preset.json", reason: e.to_string() })
+    }
+
+    /// Whether this preset goes by `name`: its own, an alias, or its hub id.
+    fn answers_to(&self, name: &str) -> bool {
+        let policy = || self.policy().is_ok_and(|p| p.hub == name || p.aliases.iter().any(|a| a == name));
+        self.name == name || policy()
+    }
+}
+
+/// The preset of this name, alias or hub id.
+pub fn find(name: &str) -> Option<&'static Preset> {
+    PRESETS.iter().find(|p| p.answers_to(name))
+}
+
+/// Where a model is.
+#[derive(Clone)]
+pub enum Location {
+    /// A folder with `config.json`; the preset, if its name says which one it is.
+    Folder { path: PathBuf, preset: Option<&'static Preset> },
+    /// Part of the binary: one of [`EMBEDDED`].
+    Embedded { name: &'static str, files: StaticFiles },
+}
+
+impl Location {
+    /// The files there.
+    pub fn source(&self) -> Source {
+        match self {
+            Location::Folder { path, .. } => Source::folder(path),
+            Location::Embedded { name, files } => Source::embedded(name, files),
+        }
+    }
+
+    pub fn preset(&self) -> Option<&'static Preset> {
+        match self {
+            Location::Folder { preset, .. } => *preset,
+            Location::Embedded { .. } => None,
+        }
+    }
+}
+
+/// A name that leads nowhere.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "unknown model {name:?}: expected one of {known}, a folder with config.json, or a hub id such as org/name",
+        known = known_names()
+    )]
+    Unknown { name: String },
+
+    #[error("{path}: no config.json; expected a checkpoint folder", path = path.display())]
+    NoConfig { path: PathBuf },
+
+    #[error(
+        "{name} is not on this machine. With a network: `ferrotron pull {name}`. Without: download all files of \
+         https://huggingface.co/{hub} (config.json, generation_config.json, tokenizer.json, tokenizer_config.json, \
+         chat_template.jinja, hf_quant_config.json if there is one, *.safetensors and model.safetensors.index.json) \
+         elsewhere, put them into one folder and give that folder as the model; or copy the hub's cache to {cache}",
+        cache = cache.display()
+    )]
+    NotDownloaded { name: String, hub: String, cache: PathBuf },
+}
+
+/// Every name that a model argument knows.
+fn known_names() -> String {
+    let embedded = EMBEDDED.iter().map(|(name, _)| *name);
+    embedded.chain(PRESETS.iter().map(|p| p.name)).collect::<Vec<_>>().join(", ")
+}
+
+/// Finds `name`: an embedded model, a preset or a hub id in the hub's cache, or a folder.
+///
+/// `hub_cache` is the folder with `models--org--name` inside. A known name wins over a folder of the same name;
+/// write `./tiny` for the folder.
+pub fn resolve(name: &str, hub_cache: &Path) -> Result<Location, Error> {
+    if let Some(&(name, files)) = EMBEDDED.iter().find(|(embedded, _)| *embedded == name) {
+        return Ok(Location::Embedded { name, files });
+    }
+    let preset = find(name);
+    let folder = Path::new(name);
+    if preset.is_none() && folder.is_dir() {
+        return match folder.join("config.json").is_file() {
+            true => Ok(Location::Folder { path: folder.into(), preset: None }),
+            false => Err(Error::NoConfig { path: folder.into() }),
+        };
+    }
+    let (hub, revision) = match preset.and_then(|p| p.policy().ok()) {
+        Some(policy) => (policy.hub, policy.revision),
+        None if is_hub_id(name) => (name.to_string(), "main".to_string()),
+        None => return Err(Error::Unknown { name: name.into() }),
+    };
+    match snapshot(hub_cache, &hub, &revision) {
+        Some(path) => Ok(Location::Folder { path, preset }),
+        None => Err(Error::NotDownloaded { name: name.into(), hub, cache: hub_cache.into() }),
+    }
+}
+
+/// Whether this is `org/name` as the hub spells it.
+pub fn is_hub_id(name: &str) -> bool {
+    let plain = |part: &str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
+    };
+    name.split_once('/').is_some_and(|(org, model)| plain(org) && plain(model))
+}
+
+/// The folder of a hub repository in the hub's cache: the commit its ref names, or the newest one that is there.
+pub fn snapshot(hub_cache: &Path, hub: &str, revision: &str) -> Option<PathBuf> {
+    let repository = hub_cache.join(format!("models--{}", hub.replace('/', "--")));
+    let snapshots = repository.join("snapshots");
+    let complete = |path: &PathBuf| path.join("config.json").is_file();
+    let named = std::fs::read_to_string(repository.join("refs").join(revision)).ok();
+    if let Some(path) = named.map(|commit| snapshots.join(commit.trim())).filter(complete) {
+        return Some(path);
+    }
+    let folders = std::fs::read_dir(snapshots).ok()?.flatten().map(|e| e.path()).filter(complete);
+    folders.max_by_key(|path| path.metadata().and_then(|m| m.modified()).ok())
+}
+
+/// Every model of the family's hub repositories that the cache holds: (hub id, folder).
+pub fn cached(hub_cache: &Path) -> Vec<(String, PathBuf)> {
+    let Ok(entries) = std::fs::read_dir(hub_cache) else { return Vec::new() };
+    let mut found: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let hub = name.strip_prefix("models--")?.replacen("--", "/", 1);
+            let path = snapshot(hub_cache, &hub, "main")?;
+            // Only what we could serve: the cache is shared with every other program.
+            let config = std::fs::read(path.join("config.json")).ok()?;
+            ModelConfig::from_json(&config).ok()?;
+            Some((hub, path))
+        })
+        .collect();
+    found.sort();
+    found
+}
