@@ -1,6 +1,6 @@
 //! The caller's side of an engine: submit, watch, cancel by dropping, shut down.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -58,6 +58,7 @@ impl Handle {
         let Some(info) = self.info() else { return Err(SubmitError::Loading) };
         check(&mut request, &info)?;
 
+        shared.stats.wake();
         let limit = shared.queue_len as u64;
         let take = |waiting| (waiting < limit).then_some(waiting + 1);
         if let Err(waiting) = shared.stats.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
@@ -266,7 +267,6 @@ pub(super) struct Shared {
     state: AtomicU8,
     progress: AtomicU32,
     reason: OnceLock<String>,
-    pub stopping: AtomicBool,
 }
 
 const LOADING: u8 = 0;
@@ -285,7 +285,6 @@ impl Shared {
             state: AtomicU8::new(LOADING),
             progress: AtomicU32::new(0),
             reason: OnceLock::new(),
-            stopping: AtomicBool::new(false),
         }
     }
 

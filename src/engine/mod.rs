@@ -13,6 +13,7 @@
 
 mod handle;
 mod run;
+mod sequence;
 mod stats;
 
 use std::time::Duration;

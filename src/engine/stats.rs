@@ -97,6 +97,13 @@ impl Stats {
         })
     }
 
+    /// Work is about to arrive. An idle engine has been silent for good reason, so its time starts now.
+    pub(super) fn wake(&self) {
+        if self.stalled().is_none() {
+            self.beat();
+        }
+    }
+
     /// Notes a sign of life.
     pub(super) fn beat(&self) {
         let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);

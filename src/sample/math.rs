@@ -9,7 +9,7 @@ pub fn exp(x: f32) -> f32 {
     /// Adding and subtracting 1.5 · 2^23 rounds to the nearest whole number.
     const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two parts; the first has so few bits that its multiples are exact.
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let bounded = x.max(MIN);
     let n = (bounded * std::f32::consts::LOG2_E + ROUND) - ROUND;

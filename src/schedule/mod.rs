@@ -225,21 +225,20 @@ impl Scheduler {
         &self.shares
     }
 
+    /// All tokens of a share's sequence, prompt and output; empty if it was cancelled since the plan.
+    pub fn tokens(&self, share: &Share) -> &[u32] {
+        find(&self.running, share).map_or(&[], |index| &self.running[index].tokens)
+    }
+
     /// Takes in what became of the planned step: one outcome per share, in order.
     ///
     /// Panics if the outcomes do not belong to the plan: another number of them, a token for a share that does
     /// not sample, or one more token than was reserved.
     pub fn commit(&mut self, outcomes: &[Outcome]) {
         assert_eq!(outcomes.len(), self.shares.len(), "one outcome per share");
-        for (share, outcome) in self.shares.drain(..).zip(outcomes) {
-            let stayed = self.running.get(share.index).is_some_and(|sequence| sequence.id == share.id);
-            let index = if stayed {
-                share.index
-            } else {
-                match self.running.iter().position(|sequence| sequence.id == share.id) {
-                    Some(index) => index,
-                    None => continue, // Cancelled while the step ran.
-                }
+        for (share, outcome) in self.shares.iter().zip(outcomes) {
+            let Some(index) = find(&self.running, share) else {
+                continue; // Cancelled while the step ran.
             };
             let sequence = &mut self.running[index];
             match *outcome {
@@ -255,6 +254,7 @@ impl Scheduler {
                 Outcome::Rewind => sequence.past = 0,
             }
         }
+        self.shares.clear();
         let mut index = 0;
         while index < self.running.len() {
             if self.running[index].ended {
@@ -345,6 +345,15 @@ impl Scheduler {
             self.blocks.give_back(block);
         }
     }
+}
+
+/// Where a share's sequence runs now.
+fn find(running: &[Sequence], share: &Share) -> Option<usize> {
+    let stayed = running.get(share.index).is_some_and(|sequence| sequence.id == share.id);
+    if stayed {
+        return Some(share.index);
+    }
+    running.iter().position(|sequence| sequence.id == share.id)
 }
 
 /// What a step being planned can still take.
