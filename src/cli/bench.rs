@@ -5,16 +5,14 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::resident::{BLOCK_LEN, Compute, Resident, limits};
+use super::resident::{BLOCK_LEN, Compute, Resident, greedy, limits};
+use super::table::table;
 use crate::backend::{SequenceInputs, StepInputs};
-use crate::model::Network;
 use crate::ops::Cost;
-use crate::sample::argmax;
 
 /// The host backends keep keys and values as f32.
 const CACHE_BYTES: usize = 4;
@@ -172,7 +170,7 @@ impl Bench<'_> {
             let mut last = Vec::new();
             for sequence in 0..batch {
                 let inputs = spread(&[(sequence, 0, &prompt)], context + tokens);
-                last.push(argmax(network.step(&inputs)?));
+                last.push(greedy(network.step(&inputs)?)?);
                 if sequence == 0 && repeat > 0 {
                     first.push(start.elapsed().as_secs_f64() * 1e3);
                 }
@@ -182,7 +180,7 @@ impl Bench<'_> {
             for i in 0..tokens {
                 decode_step(&mut inputs, &last, context + i, context + tokens);
                 for (last, logits) in last.iter_mut().zip(network.step(&inputs)?.chunks_exact(vocab)) {
-                    *last = argmax(logits);
+                    *last = greedy(logits)?;
                 }
             }
             if repeat > 0 {
@@ -321,9 +319,8 @@ fn machine() -> String {
 fn print(report: &Report) {
     println!("{} ({:.1} MB) on {}", report.model, report.weights_bytes as f64 / 1e6, report.compute);
     println!("{}; memory reads at {:.1} GB/s", report.machine, report.bandwidth_gb_per_s);
-    let mut table = Table::new();
-    table.load_preset(UTF8_BORDERS_ONLY);
-    table.set_header(["test", "tok/s", "TTFT ms", "MB/token", "GB/s", "% of memory"]);
+    let header = ["test", "tok/s", "TTFT ms", "MB/token", "GB/s", "% of memory"];
+    let mut table = table(&header, &[1, 2, 3, 4, 5]);
     for row in &report.rows {
         table.add_row([
             row.test.clone(),
@@ -333,11 +330,6 @@ fn print(report: &Report) {
             format!("{:.2}", row.gb_per_s),
             format!("{:.1}", row.percent_of_bandwidth),
         ]);
-    }
-    for column in 1..6 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(comfy_table::CellAlignment::Right);
-        }
     }
     println!("{table}");
     if report.rows.iter().any(|row| row.percent_of_bandwidth > 100.0) {

@@ -8,10 +8,10 @@ use anyhow::{Context, bail};
 use console::style;
 use serde_json::{Map, Value};
 
-use super::resident::{Compute, Resident, limits};
+use super::resident::{Compute, Resident, chat_mode, limits};
 use crate::engine::{self, EngineConfig, Event, Finish, Handle, Status};
 use crate::sample::SamplingParams;
-use crate::text::{Answer, Chat, Delta, Message, Text};
+use crate::text::{Chat, DecoderOptions, Delta, Fold, Message, Text};
 
 const HELP: &str = "\
 /think on|off     think before answering, or not
@@ -224,7 +224,8 @@ impl Session {
             bail!("the conversation has {have} tokens, the context {limit}; /clear starts over");
         }
         let start = Instant::now();
-        let options = crate::api::decoder_options(&self.text, &prompt, &chat.tools, &chat.kwargs);
+        let mode = chat_mode(&self.text, &prompt, &chat.tools, &chat.kwargs);
+        let options = DecoderOptions { mode, skip_special: true, ..DecoderOptions::default() };
         let mut decoder = self.text.decoder(options);
         let prompt_tokens = prompt.len();
         let mut stream = self.engine.submit(engine::Request {
@@ -249,7 +250,9 @@ impl Session {
                 Some(Event::Started { .. }) => {}
                 Some(Event::Token { id, .. }) => {
                     tokens += 1;
-                    if !self.stop_ids.contains(&id) {
+                    if self.stop_ids.contains(&id) {
+                        decoder.end_of_turn();
+                    } else {
                         decoder.push(id, &mut fresh);
                     }
                     show(&mut fresh, &mut all)?;
@@ -271,7 +274,9 @@ impl Session {
             Some((Finish::Stop { .. }, _)) => {}
             None => println!("{}", style("[stopped]").dim()),
         }
-        let answer = Answer::fold(&all);
+        let mut fold = Fold::default();
+        all.into_iter().for_each(|delta| fold.push(delta));
+        let answer = fold.finish(decoder.reasoning_became_content());
         self.turns.push(Message {
             role: "assistant".into(),
             content: answer.content,

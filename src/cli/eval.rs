@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::resident::{BLOCK_LEN, Compute, Resident, limits};
+use super::resident::{BLOCK_LEN, Compute, Resident, chat_mode, greedy, limits};
+use super::table::table;
 use crate::backend::{StepInputs, cpu::Cpu};
 use crate::model::{Model, Network};
 use crate::sample::argmax;
-use crate::text::{Answer, Chat, Text};
+use crate::text::{Answer, Chat, DecoderOptions, Fold, Message, Text, ToolCall};
 
 /// The prompts that ship with the tiny model, from families it was trained on but never seen in training.
 const HELDOUT: &str = include_str!("../../models/tiny/heldout.jsonl");
@@ -51,11 +51,51 @@ struct Problem {
 
 #[derive(Debug, Deserialize)]
 struct Request {
-    messages: Vec<Value>,
+    messages: Vec<Turn>,
     #[serde(default)]
     tools: Vec<Value>,
     #[serde(default)]
     chat_template_kwargs: Map<String, Value>,
+}
+
+/// A message in OpenAI's form, as far as prompts of ours use it.
+#[derive(Debug, Deserialize)]
+struct Turn {
+    role: String,
+    content: Option<String>,
+    reasoning_content: Option<String>,
+    #[serde(default)]
+    tool_calls: Vec<TurnCall>,
+    tool_call_id: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TurnCall {
+    function: Function,
+}
+
+#[derive(Debug, Deserialize)]
+struct Function {
+    name: String,
+    arguments: Value,
+}
+
+impl From<&Turn> for Message {
+    fn from(turn: &Turn) -> Message {
+        let call = |call: &TurnCall| ToolCall {
+            id: None,
+            name: call.function.name.clone(),
+            arguments: call.function.arguments.clone(),
+        };
+        Message {
+            role: turn.role.clone(),
+            content: turn.content.clone(),
+            reasoning: turn.reasoning_content.clone(),
+            tool_calls: turn.tool_calls.iter().map(call).collect(),
+            tool_call_id: turn.tool_call_id.clone(),
+            name: None,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -141,7 +181,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn prompt(text: &Text, request: &Request) -> anyhow::Result<Vec<u32>> {
     let chat = Chat {
-        messages: crate::api::messages(&request.messages)?,
+        messages: request.messages.iter().map(Message::from).collect(),
         tools: request.tools.clone(),
         kwargs: request.chat_template_kwargs.clone(),
         add_generation_prompt: true,
@@ -155,7 +195,7 @@ fn prompt(text: &Text, request: &Request) -> anyhow::Result<Vec<u32>> {
 fn generate(model: &mut Model<Cpu>, ids: &mut Vec<u32>, limit: usize, stop: &[u32]) -> anyhow::Result<()> {
     let mut inputs = StepInputs::single(ids, 0, BLOCK_LEN);
     for _ in 0..limit {
-        let next = argmax(model.step(&inputs)?);
+        let next = greedy(model.step(&inputs)?)?;
         ids.push(next);
         if stop.contains(&next) {
             break;
@@ -180,19 +220,25 @@ fn first_drafts(model: &mut Model<Cpu>, ids: &[u32], prompt: usize) -> (usize, u
     let rows = inputs.logit_rows.clone();
     let Some((_, drafts)) = model.forward_with_draft(&inputs, &next) else { return (0, 0) };
     let hits = rows.iter().zip(drafts.chunks_exact(vocab));
-    let accepted = hits.filter(|(row, logits)| argmax(logits) == ids[**row as usize + 2]).count();
+    let accepted = hits.filter(|(row, logits)| argmax(logits) == Some(ids[**row as usize + 2])).count();
     (rows.len(), accepted)
 }
 
 fn read_answer(text: &Text, request: &Request, prompt: &[u32], ids: &[u32], stop: &[u32]) -> Answer {
-    let options = crate::api::decoder_options(text, prompt, &request.tools, &request.chat_template_kwargs);
-    let mut decoder = text.decoder(options);
+    let mode = chat_mode(text, prompt, &request.tools, &request.chat_template_kwargs);
+    let mut decoder = text.decoder(DecoderOptions { mode, ..DecoderOptions::default() });
     let mut deltas = Vec::new();
-    for id in ids.iter().filter(|id| !stop.contains(id)) {
-        decoder.push(*id, &mut deltas);
+    for &id in ids {
+        if stop.contains(&id) {
+            decoder.end_of_turn();
+        } else {
+            decoder.push(id, &mut deltas);
+        }
     }
     decoder.finish(&mut deltas);
-    Answer::fold(&deltas)
+    let mut fold = Fold::default();
+    deltas.into_iter().for_each(|delta| fold.push(delta));
+    fold.finish(decoder.reasoning_became_content())
 }
 
 fn is_right(expect: &Expect, answer: &Answer) -> bool {
@@ -233,9 +279,7 @@ fn print(args: &Args, scores: &BTreeMap<&str, Score>) {
         println!("{report}");
         return;
     }
-    let mut table = Table::new();
-    table.load_preset(UTF8_BORDERS_ONLY);
-    table.set_header(["family", "right", "of", "%", "first draft accepted %"]);
+    let mut table = table(&["family", "right", "of", "%", "first draft accepted %"], &[1, 2, 3, 4]);
     let row = |name: &str, s: &Score| {
         let drafted = match s.drafts {
             0 => "no drafter".to_owned(),

@@ -2,11 +2,15 @@
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use serde_json::{Map, Value};
+
+use super::pull::hub_cache;
 
 use crate::backend::{Precision, cpu::Cpu, reference::Reference, trace::Trace};
 use crate::model::config::{GenerationConfig, ModelConfig};
 use crate::model::{Limits, Model, Network, load, presets};
-use crate::text::{Text, TextFiles};
+use crate::sample;
+use crate::text::{Mode, Text, TextFiles, Tool};
 use crate::weights::Checkpoint;
 
 /// Tokens per KV block.
@@ -87,7 +91,7 @@ pub struct Resident {
 impl Resident {
     /// Finds and opens `model`: a preset, a folder or a hub id in the local cache.
     pub fn open(model: &str) -> anyhow::Result<Self> {
-        let source = presets::resolve(model)?;
+        let source = presets::resolve(model, &hub_cache())?.source();
         let checkpoint = Checkpoint::open(source)?;
         let place = checkpoint.source().place();
         let Some(json) = checkpoint.file("config.json")? else {
@@ -164,6 +168,27 @@ impl Resident {
         let fields = load::load(&self.config, &self.checkpoint, &|_| {})?.fields;
         Ok(Model::new(Trace::new(cache_bytes), self.config.clone(), fields, limits)?)
     }
+}
+
+/// How the decoder reads an assistant's turn after `prompt`: as the prompt left it and as the template was told.
+pub fn chat_mode(text: &Text, prompt: &[u32], tools: &[Value], kwargs: &Map<String, Value>) -> Mode {
+    let switch = |key: &str, default| kwargs.get(key).and_then(Value::as_bool).unwrap_or(default);
+    let tool = |tool: &Value| {
+        let function = tool.get("function").unwrap_or(tool);
+        let name = function.get("name")?.as_str()?.to_owned();
+        Some(Tool { name, parameters: function.get("parameters").cloned() })
+    };
+    Mode::Chat {
+        starts_in_reasoning: text.starts_in_reasoning(prompt),
+        thinking: switch("enable_thinking", true),
+        force_nonempty_content: switch("force_nonempty_content", false),
+        tools: (!tools.is_empty()).then(|| tools.iter().filter_map(tool).collect()),
+    }
+}
+
+/// The likeliest id of a row of logits. Errors if the row has none.
+pub fn greedy(logits: &[f32]) -> anyhow::Result<u32> {
+    sample::argmax(logits).context("the model's logits are not finite")
 }
 
 /// Limits for `sequences` sequences of at most `length` tokens each, and steps of at most `step_tokens`.

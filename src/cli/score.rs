@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use super::resident::{BLOCK_LEN, Compute, Resident, limits};
+use super::resident::{BLOCK_LEN, Compute, Resident, greedy, limits};
 use crate::backend::StepInputs;
 use crate::model::Network;
-use crate::sample::argmax;
 
 /// Tokens per prefill step.
 const CHUNK: usize = 256;
@@ -92,14 +91,14 @@ fn score(network: &mut dyn Network, input: &Input, mut out: impl Write) -> anyho
     write!(out, "]")?;
     if input.r#gen > 0 {
         // gen_logits[i] is the row that chose tokens[i]; the first one is the prompt's last.
-        let mut tokens = vec![argmax(&last)];
+        let mut tokens = vec![greedy(&last)?];
         write!(out, ", \"gen_logits\": [")?;
         serde_json::to_writer(&mut out, &last)?;
         for i in 1..input.r#gen {
             let past = input.ids.len() + i - 1;
             let inputs = StepInputs::single(&tokens[i - 1..], past, BLOCK_LEN);
             let logits = network.step(&inputs)?;
-            tokens.push(argmax(logits));
+            tokens.push(greedy(logits)?);
             write!(out, ", ")?;
             serde_json::to_writer(&mut out, logits)?;
         }

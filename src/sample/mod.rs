@@ -14,6 +14,7 @@ mod philox;
 mod sampler;
 mod select;
 
+pub use math::argmax;
 pub use philox::{philox4x32, uniform};
 pub use sampler::{Failure, Sampler, Workspace, logprobs};
 
