@@ -127,10 +127,8 @@ struct Described {
 /// All that is known before the weights are read.
 fn describe(args: &Args, served_names: Vec<String>) -> anyhow::Result<Described> {
     let resident = Resident::open(args.model())?;
-    let text = match &args.chat_template {
-        None => resident.text()?,
-        Some(template) => resident.text_with_template(&template_text(template)?)?,
-    };
+    let template = args.chat_template.as_deref().map(template_text).transpose()?;
+    let text = resident.text_with(template.as_deref())?;
     let most = resident.config.max_position_embeddings;
     let max_model_len = match args.max_model_len {
         None | Some(Context::Auto) => most.min(CONTEXT_DEFAULT),
