@@ -9,7 +9,7 @@ pub mod pull;
 pub mod quantize;
 pub mod resident;
 pub mod score;
-// pub mod serve;
+pub mod serve;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -25,7 +25,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve a model over HTTP
-    // Serve(Box<serve::Args>),
+    Serve(Box<serve::Args>),
     /// Talk to a model in the terminal
     Chat(chat::Args),
     /// Measure decode or prefill speed against the memory's own
@@ -46,8 +46,8 @@ enum Command {
 
 /// Runs the command that was typed.
 pub fn run() -> anyhow::Result<()> {
-    match Cli::parse().command {
-        // Command::Serve(args) => serve::run(*args),
+    match Cli::parse_from(serve::spell(std::env::args_os())).command {
+        Command::Serve(args) => serve::run(*args),
         Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Score(args) => score::run(args),

@@ -114,6 +114,11 @@ impl Resident {
 
     /// Tokenizer and chat template of the checkpoint.
     pub fn text(&self) -> anyhow::Result<Text> {
+        self.text_with(None)
+    }
+
+    /// The same with `own` in place of the checkpoint's template.
+    pub fn text_with(&self, own: Option<&str>) -> anyhow::Result<Text> {
         let place = self.checkpoint.source().place();
         let Some(tokenizer) = self.checkpoint.file("tokenizer.json")? else {
             bail!("{place} has no tokenizer.json: copy it from the model's release beside config.json");
@@ -130,7 +135,7 @@ impl Resident {
         let files = TextFiles {
             tokenizer_json: &tokenizer,
             tokenizer_config: tokenizer_config.as_deref(),
-            chat_template: template,
+            chat_template: own.or(template),
         };
         Text::load(files).with_context(|| format!("tokenizer and chat template of {place}"))
     }

@@ -1,0 +1,407 @@
+//! `serve`: one model behind an HTTP server, from flags to a clean end.
+
+mod args;
+mod spelling;
+
+pub use args::Args;
+pub use spelling::spell;
+
+use super::resident::{Resident, limits};
+use crate::api::{
+    self, App, CorsOptions, Drain, ModelInfo, Options, RequestOptions, SamplingDefaults, log_throughput,
+};
+use crate::engine::{self, EngineConfig, Status};
+use anyhow::{Context as _, bail};
+use args::Context;
+use serde_json::{Map, Value};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// Without a word from the user, more context than this is not set aside: room is reserved for each sequence.
+const CONTEXT_DEFAULT: usize = 32_768;
+/// A dead engine's last answers get this long to leave.
+const DEATH_GRACE: Duration = Duration::from_secs(5);
+
+/// Serves until the process is asked to end.
+/// Errors: no such model, a port in use, a flag that does not fit, an engine that died.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    start_log(&args);
+    for flag in &args.ignored {
+        tracing::warn!("{flag} has no effect here and is ignored");
+    }
+    let options = options(&args)?;
+    // The listener and the streams need little; the cores are for the engine.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("the runtime could not be started")?;
+    let result = runtime.block_on(serve(args, options));
+    // A blocking task that still reads a checkpoint must not keep the process alive.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(args: Args, options: Options) -> anyhow::Result<()> {
+    let listener = listen(&args).await?;
+    let address = listener.local_addr()?;
+    announce(address);
+    let app = App::new(options);
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(stop_on_signals(stop.clone()));
+    if !args.disable_log_stats {
+        tokio::spawn(log_throughput(app.clone()));
+    }
+    let drain = Drain { signal: raised(stopped.clone()), timeout: args.shutdown_timeout };
+    let server = tokio::spawn(api::serve(listener, app.clone(), drain));
+
+    let outcome = tokio::select! {
+        loaded = load(args, app.clone()) => loaded,
+        // Asked to end while the model is still being read.
+        () = raised(stopped.clone()) => Ok(None),
+    };
+    let runner = match outcome {
+        Ok(runner) => runner,
+        Err(error) => {
+            app.set_load_error(format!("{error:#}"));
+            return Err(error);
+        }
+    };
+    let died = watch_engine(app.clone(), stop);
+    let served = server.await.context("the server's task failed")?;
+    served.context("the server failed")?;
+    died.abort();
+    match (app.resident().map(|resident| resident.engine.status()), runner) {
+        (Some(Status::Dead(reason)), _) => bail!("the engine stopped: {reason}"),
+        (_, Some(runner)) if runner.is_finished() => runner.join().map_err(anyhow::Error::msg),
+        _ => Ok(()),
+    }
+}
+
+/// Reads the checkpoint, then lets the engine load the weights; says when requests are taken.
+async fn load(args: Args, app: Arc<App>) -> anyhow::Result<Option<engine::Runner>> {
+    let started = Instant::now();
+    let names = app.options.served_names.clone();
+    let (resident, described) = tokio::task::spawn_blocking(move || describe(&args, names).map(|described| (args, described)))
+        .await
+        .context("reading the checkpoint failed")??;
+    let args = resident;
+    let Described { resident, text, model } = described;
+    log_defaults(&model);
+
+    let steps = args.max_num_batched_tokens;
+    let limits = limits(usize::from(args.max_num_seqs), model.max_model_len, steps);
+    let config = EngineConfig {
+        name: "engine".to_owned(),
+        queue_len: args.max_num_queued_reqs,
+        max_sequences: usize::from(args.max_num_seqs),
+        context_len: model.max_model_len,
+    };
+    tracing::info!("Loading weights: {}", args.compute.describe());
+    let compute = args.compute.clone();
+    let (engine, runner) = engine::start(config, move |progress| {
+        let total = resident.checkpoint.bytes();
+        let network = resident.network(&compute, limits, &|done| progress.set(done, total));
+        network.map_err(|error| format!("{error:#}"))
+    });
+    app.set_resident(api::Resident { text: Arc::new(text), engine: engine.clone(), model: Arc::new(model) });
+    engine.loaded().await;
+    if let Status::Dead(reason) = engine.status() {
+        bail!("the model could not be loaded: {reason}");
+    }
+    tracing::info!("Model loaded in {:.2} s", started.elapsed().as_secs_f64());
+    tracing::info!("Application startup complete.");
+    Ok(Some(runner))
+}
+
+struct Described {
+    resident: Resident,
+    text: crate::text::Text,
+    model: ModelInfo,
+}
+
+/// All that is known before the weights are read.
+fn describe(args: &Args, served_names: Vec<String>) -> anyhow::Result<Described> {
+    let resident = Resident::open(args.model())?;
+    let template = args.chat_template.as_deref().map(template_text).transpose()?;
+    let text = resident.text_with(template.as_deref())?;
+    let most = resident.config.max_position_embeddings;
+    let max_model_len = match args.max_model_len {
+        None | Some(Context::Auto) => most.min(CONTEXT_DEFAULT),
+        Some(Context::Tokens(tokens)) if tokens <= most => tokens,
+        Some(Context::Tokens(tokens)) => {
+            bail!("--max-model-len: expected at most the model's {most} tokens, got {tokens}")
+        }
+    };
+    let defaults = sampling_defaults(args, &resident)?;
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+    let model = ModelInfo {
+        served_names,
+        root: args.model().to_owned(),
+        created,
+        max_model_len,
+        vocab_size: resident.config.vocab_size,
+        stop_ids: resident.stop_ids(),
+        defaults,
+    };
+    Ok(Described { resident, text, model })
+}
+
+/// The file's text, or the argument itself if it can only be a template.
+fn template_text(argument: &std::path::Path) -> anyhow::Result<String> {
+    match (std::fs::read_to_string(argument), argument.to_str()) {
+        (Ok(text), _) => Ok(text),
+        (Err(_), Some(text)) if text.contains("{{") || text.contains("{%") => Ok(text.to_owned()),
+        (Err(error), _) => {
+            Err(error).with_context(|| format!("--chat-template: {} cannot be read", argument.display()))
+        }
+    }
+}
+
+/// `--override-generation-config` over `generation_config.json` over neutral values.
+fn sampling_defaults(args: &Args, resident: &Resident) -> anyhow::Result<SamplingDefaults> {
+    let mut defaults = SamplingDefaults::default();
+    if args.generation_config == "auto" {
+        let file = &resident.generation;
+        defaults.temperature = file.temperature.unwrap_or(defaults.temperature);
+        defaults.top_p = file.top_p.unwrap_or(defaults.top_p);
+        defaults.top_k = file.top_k.unwrap_or(defaults.top_k);
+        defaults.min_p = file.min_p.unwrap_or(defaults.min_p);
+        defaults.repetition_penalty = file.repetition_penalty.unwrap_or(defaults.repetition_penalty);
+    }
+    if let Some(map) = &args.override_generation_config {
+        override_defaults(&mut defaults, map)?;
+    }
+    Ok(defaults)
+}
+
+fn override_defaults(defaults: &mut SamplingDefaults, map: &Map<String, Value>) -> anyhow::Result<()> {
+    for (key, value) in map {
+        let number = value.as_f64().map(|number| number as f32);
+        let number = number.with_context(|| format!("--override-generation-config: {key}: expected a number, got {value}"))?;
+        let (place, fits, expected) = match key.as_str() {
+            "temperature" => (&mut defaults.temperature, (0.0..=2.0).contains(&number), "0 to 2"),
+            "top_p" => (&mut defaults.top_p, number > 0.0 && number <= 1.0, "above 0 and at most 1"),
+            "min_p" => (&mut defaults.min_p, (0.0..=1.0).contains(&number), "0 to 1"),
+            "repetition_penalty" => (&mut defaults.repetition_penalty, number > 0.0, "above 0"),
+            "top_k" => {
+                defaults.top_k = number.max(0.0) as u32;
+                continue;
+            }
+            other => {
+                tracing::warn!("--override-generation-config: {other} has no effect here and is ignored");
+                continue;
+            }
+        };
+        if !fits {
+            bail!("--override-generation-config: {key}: expected {expected}, got {number}");
+        }
+        *place = number;
+    }
+    Ok(())
+}
+
+fn log_defaults(model: &ModelInfo) {
+    let SamplingDefaults { temperature, top_p, top_k, min_p, repetition_penalty } = model.defaults;
+    tracing::info!(
+        "Model {} serves as {} with {} tokens of context; sampling defaults: temperature {temperature}, top_p {top_p}, \
+         top_k {top_k}, min_p {min_p}, repetition_penalty {repetition_penalty}",
+        model.root,
+        model.served_names.join(", "),
+        model.max_model_len,
+    );
+}
+
+/// Flags as the API room means them.
+fn options(args: &Args) -> anyhow::Result<Options> {
+    let names = match args.served_model_name.as_slice() {
+        [] => vec![args.model().to_owned()],
+        names => names.to_vec(),
+    };
+    let mut options = Options::new(names);
+    options.request = RequestOptions {
+        max_logprobs: u32::try_from(args.max_logprobs).ok(),
+        template_kwargs: args.default_chat_template_kwargs.clone().unwrap_or_default(),
+        hide_tools_when_none: args.exclude_tools_when_tool_choice_none,
+        clamp_max_tokens: args.clamp_max_tokens,
+        tokens_as_ids: args.return_tokens_as_token_ids,
+        trust_template: args.trust_request_chat_template,
+        force_usage: args.enable_force_include_usage,
+    };
+    options.api_keys = args.api_key.iter().filter(|key| !key.is_empty()).cloned().collect();
+    options.cors = CorsOptions {
+        origins: args.allowed_origins.clone().map(|list| list.0),
+        methods: args.allowed_methods.clone().map(|list| list.0),
+        headers: args.allowed_headers.clone().map(|list| list.0),
+        credentials: args.allow_credentials,
+    };
+    options.cors.check().map_err(|error| anyhow::anyhow!("CORS flags: {error}"))?;
+    options.keep_alive = args.sse_keep_alive_interval;
+    options.stall_timeout = args.health_stall_timeout;
+    options.seed = args.seed;
+    if let Some(version) = &args.reported_version {
+        options.version.clone_from(version);
+    }
+    Ok(options)
+}
+
+/// Errors: the port is taken, or the address is not ours; both name it.
+async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
+    let has_key = args.api_key.iter().any(|key| !key.is_empty());
+    let default = if has_key { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
+    let address = SocketAddr::new(args.host.unwrap_or(IpAddr::V4(default)), args.port);
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            anyhow::anyhow!("port {} on {} is in use: stop who has it, or give another --port", address.port(), address.ip())
+        }
+        _ => anyhow::anyhow!("cannot listen on {address}: {error}"),
+    })
+}
+
+fn announce(address: SocketAddr) {
+    tracing::info!("Listening on http://{address}");
+    if address.ip().is_loopback() {
+        tracing::info!("Only this machine can connect; --host 0.0.0.0 opens it to others");
+    }
+}
+
+/// The first SIGTERM or SIGINT asks to end, the second ends.
+async fn stop_on_signals(stop: watch::Sender<bool>) {
+    if let Err(error) = signalled().await {
+        tracing::error!("signals cannot be watched: {error}");
+        return;
+    }
+    stop.send_replace(true);
+    if signalled().await.is_ok() {
+        tracing::warn!("Second signal: ending now");
+        std::process::exit(130);
+    }
+}
+
+#[cfg(unix)]
+async fn signalled() -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+    }
+}
+
+#[cfg(not(unix))]
+async fn signalled() -> io::Result<()> {
+    tokio::signal::ctrl_c().await
+}
+
+/// Resolves when `flag` is true; never if nobody can raise it any more.
+async fn raised(mut flag: watch::Receiver<bool>) {
+    if flag.wait_for(|raised| *raised).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// A dead engine ends the process, so that whoever started it starts it again.
+fn watch_engine(app: Arc<App>, stop: watch::Sender<bool>) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let Some(resident) = app.resident() else { return };
+        resident.engine.ended().await;
+        let Status::Dead(reason) = resident.engine.status() else { return };
+        tracing::error!("The engine stopped: {reason}");
+        if std::env::var("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH").is_ok_and(|value| value == "1") {
+            return;
+        }
+        tokio::time::sleep(DEATH_GRACE).await;
+        stop.send_replace(true);
+    })
+}
+
+fn start_log(args: &Args) {
+    let level = match args.uvicorn_log_level.to_ascii_lowercase().as_str() {
+        "critical" | "error" => "error",
+        "warning" => "warn",
+        "debug" => "debug",
+        "trace" => "trace",
+        _ => "info",
+    };
+    let access = if args.disable_uvicorn_access_log { "off" } else { level };
+    let filter = format!("{level},ferrotron::access={access}");
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_target(false)
+        .with_writer(io::stderr);
+    // Fails only if a log exists already, which then serves as well.
+    let _ = subscriber.try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(line: &str) -> Result<Args, String> {
+        Line::try_parse_from(line.split(' ')).map(|line| line.args).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_script_written_for_vllm_is_understood() {
+        let args = parse(
+            "serve nvidia/x --served-model-name a b --max-model-len 32k --max-num-seqs 4 --tensor-parallel-size 1 \
+             --reasoning-parser super_v3 --tool-call-parser qwen3_coder --api-key k1 k2",
+        )
+        .expect("valid flags");
+        assert_eq!(args.model(), "nvidia/x");
+        assert_eq!(args.max_model_len, Some(Context::Tokens(32_000)));
+        let options = options(&args).expect("valid flags");
+        assert_eq!(options.served_names, ["a", "b"]);
+        assert_eq!(options.api_keys, ["k1", "k2"]);
+        assert_eq!(options.request.max_logprobs, Some(20));
+    }
+
+    #[test]
+    fn the_model_is_tiny_unless_named_once() {
+        assert_eq!(parse("serve").map(|args| args.model().to_owned()), Ok("tiny".to_owned()));
+        assert_eq!(parse("serve --model x").map(|args| args.model().to_owned()), Ok("x".to_owned()));
+        assert!(parse("serve x --model y").is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_at_once() {
+        for line in [
+            "serve --tensor-parallel-size 2",
+            "serve --reasoning-parser magic",
+            "serve --max-model-len none",
+            "serve --default-chat-template-kwargs [1]",
+            "serve --port 70000",
+            "serve --no-such-flag",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        let args = parse("serve --allowed-methods [\"G(ET\"]").expect("a list of strings");
+        assert!(options(&args).is_err());
+    }
+
+    #[test]
+    fn overrides_are_checked() {
+        let mut defaults = SamplingDefaults::default();
+        let mut set = |json: Value| {
+            let Value::Object(map) = json else { panic!("an object") };
+            override_defaults(&mut defaults, &map).map(|()| defaults).map_err(|error| error.to_string())
+        };
+        let set_once = set(serde_json::json!({"temperature": 0.6, "top_k": 20, "max_new_tokens": 5}));
+        assert_eq!(set_once, Ok(SamplingDefaults { temperature: 0.6, top_k: 20, ..SamplingDefaults::default() }));
+        assert_eq!(
+            set(serde_json::json!({"top_p": 0})),
+            Err("--override-generation-config: top_p: expected above 0 and at most 1, got 0".to_owned())
+        );
+    }
+}
