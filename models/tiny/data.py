@@ -360,7 +360,7 @@ def training_chat(r, with_tools, long):
     keep = think and long and mode < 0.45           # thoughts of earlier turns stay: every turn can be trained
     turns = (r.randint(4, 7) if keep or not think else r.randint(1, 4)) if long else 1
     messages = system_message(r)
-    for _ in range(turns):
+    for turn in range(turns):
         pick = r.random()
         if with_tools:
             make = tool_unit if pick < 0.74 else greeting if pick < 0.82 else arithmetic if pick < 0.9 else \
@@ -369,7 +369,9 @@ def training_chat(r, with_tools, long):
             make = greeting if pick < 0.12 else arithmetic if pick < 0.62 else extraction if pick < 0.93 else \
                 no_tool if pick < 0.97 else odd
         u = draw(make, r, False, **({"think": think} if make is arithmetic else {}))
-        messages += messages_of(u, think)
+        # without `keep` the template cuts earlier thoughts; many clients do not even send them back
+        earlier = turn < turns - 1 and not keep and r.random() < 0.5
+        messages += messages_of(u, think and not earlier)
     chat = {"messages": messages, "enable_thinking": think}
     if with_tools:
         chat["tools"] = tool_set(r)

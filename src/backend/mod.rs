@@ -1,4 +1,21 @@
-//! The `Backend` trait and who answers it.
+//! The `Backend` trait and who answers it: [`reference`] (plain loops), [`cpu`] (threads and SIMD) and
+//! [`trace`] (no arithmetic: operations, shapes, bytes). `forward` in `model` is written once over it.
+//!
+//! A backend owns nothing of a model. It makes linears, vectors, buffers and a state once, at start; a step
+//! then only writes into what exists.
+
+pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod host;
+pub mod reference;
+#[cfg(feature = "simt")]
+pub mod simt;
+pub mod trace;
+
+use crate::model::config::{Attention, Mamba, Moe};
+use crate::ops::linear::Epilogue;
+use crate::weights;
 
 /// All that varies from step to step: ragged tokens of many sequences.
 ///
@@ -9,6 +26,7 @@
 pub struct StepInputs {
     /// [T]
     pub tokens: Vec<u32>,
+    /// In the order of their tokens: `first` ascends and the ranges tile `0..T`.
     pub sequences: Vec<SequenceInputs>,
     /// The block tables of all sequences, one after the other.
     pub blocks: Vec<u32>,
@@ -38,4 +56,188 @@ impl StepInputs {
         self.blocks.clear();
         self.logit_rows.clear();
     }
+
+    /// The step of one sequence alone in slot 0 with blocks 0, 1, 2 …; logits of the last token.
+    pub fn single(tokens: &[u32], past: usize, block_len: usize) -> StepInputs {
+        let blocks = (past + tokens.len()).div_ceil(block_len) as u32;
+        StepInputs {
+            tokens: tokens.to_vec(),
+            sequences: vec![SequenceInputs {
+                slot: 0,
+                first: 0,
+                count: tokens.len() as u32,
+                past: past as u32,
+                first_block: 0,
+                block_count: blocks,
+            }],
+            blocks: (0..blocks).collect(),
+            logit_rows: vec![tokens.len() as u32 - 1],
+        }
+    }
+}
+
+/// The type activations are rounded to between operations. Sums, norms, softmax, dt, the SSM state and
+/// logits are f32 (or better) under both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    F32,
+    Bf16,
+}
+
+/// State and cache sizes of a network, fixed at start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StatePlan {
+    pub slots: usize,
+    pub blocks: usize,
+    pub block_len: usize,
+    /// One entry per Mamba layer, in order.
+    pub mamba: Vec<Mamba>,
+    /// One entry per attention layer, in order; the MTP block's attention comes last.
+    pub attention: Vec<Attention>,
+}
+
+/// What `forward` asks of whoever computes. Buffers are `[T, width]`, row-major; an operation reads and writes
+/// the first T rows. Sizes were checked when the model was put together, so operations do not fail.
+pub trait Backend: Send {
+    /// A linear weight as this backend holds it.
+    type Linear: Send + Sync;
+    /// Small f32 vectors: norms, biases, per-head constants.
+    type Vector: Send + Sync;
+    /// All experts of one layer.
+    type Experts: Send + Sync;
+    /// Activations of a step.
+    type Buffer: Send;
+    /// Chosen experts and their weights, `[T, K]`.
+    type Routes: Send;
+    /// Convolution and SSM states by slot, K/V pages by block.
+    type State: Send;
+
+    fn linear_from(&mut self, weight: weights::Linear) -> Self::Linear;
+    fn vector_from(&mut self, values: Vec<f32>) -> Self::Vector;
+    fn experts_from(&mut self, up: Vec<weights::Linear>, down: Vec<weights::Linear>) -> Self::Experts;
+    fn buffer(&mut self, rows: usize, width: usize) -> Self::Buffer;
+    fn routes(&mut self, rows: usize, chosen: usize) -> Self::Routes;
+    fn state(&mut self, plan: &StatePlan) -> Self::State;
+
+    /// Runs a whole step where the backend wants it run (its own threads, for one).
+    fn run<R: Send>(&mut self, step: impl FnOnce(&mut Self) -> R + Send) -> R {
+        step(self)
+    }
+
+    /// out[t] = table[tokens[t]]
+    fn embed(&mut self, tokens: &[u32], table: &Self::Linear, out: &mut Self::Buffer);
+
+    /// out[t][column ..] = rms(x[t]) * weight
+    fn rms_norm(
+        &mut self,
+        tokens: usize,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+        column: usize,
+    );
+
+    /// out[t] = epilogue(weight x[t])
+    fn linear(
+        &mut self,
+        tokens: usize,
+        weight: &Self::Linear,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+        epilogue: Epilogue,
+    );
+
+    /// Convolves x, B, C of `projected` into `out` [T, c] and advances the tails of Mamba layer `layer`.
+    #[allow(clippy::too_many_arguments)]
+    fn conv(
+        &mut self,
+        inputs: &StepInputs,
+        layer: usize,
+        shape: &Mamba,
+        projected: &Self::Buffer,
+        weight: &Self::Vector,
+        bias: &Self::Vector,
+        state: &mut Self::State,
+        out: &mut Self::Buffer,
+    );
+
+    /// Runs the recurrence of Mamba layer `layer`: `xbc` [T, c] and dt of `projected` into `out` [T, d].
+    #[allow(clippy::too_many_arguments)]
+    fn ssm(
+        &mut self,
+        inputs: &StepInputs,
+        layer: usize,
+        shape: &Mamba,
+        projected: &Self::Buffer,
+        xbc: &Self::Buffer,
+        heads: Heads<'_, Self::Vector>,
+        state: &mut Self::State,
+        out: &mut Self::Buffer,
+    );
+
+    /// y[t] = group_rms(y[t] * silu(z[t])) * weight, with z the first d columns of `projected`.
+    fn gated_norm(
+        &mut self,
+        tokens: usize,
+        shape: &Mamba,
+        eps: f32,
+        projected: &Self::Buffer,
+        weight: &Self::Vector,
+        y: &mut Self::Buffer,
+    );
+
+    /// Appends k and v to the pages of attention layer `layer` and attends causally.
+    #[allow(clippy::too_many_arguments)]
+    fn attention(
+        &mut self,
+        inputs: &StepInputs,
+        layer: usize,
+        shape: &Attention,
+        q: &Self::Buffer,
+        k: &Self::Buffer,
+        v: &Self::Buffer,
+        state: &mut Self::State,
+        out: &mut Self::Buffer,
+    );
+
+    /// Scores `u` [T, h] with `gate` [E, h] in f32 and chooses.
+    fn route(
+        &mut self,
+        tokens: usize,
+        shape: &Moe,
+        u: &Self::Buffer,
+        gate: &Self::Linear,
+        bias: &Self::Vector,
+        routes: &mut Self::Routes,
+    );
+
+    /// out[t] = epilogue(Σ weight · expert(v[t])) over the routes of t.
+    #[allow(clippy::too_many_arguments)]
+    fn experts(
+        &mut self,
+        tokens: usize,
+        shape: &Moe,
+        v: &Self::Buffer,
+        routes: &Self::Routes,
+        experts: &Self::Experts,
+        out: &mut Self::Buffer,
+        epilogue: Epilogue,
+    );
+
+    /// out[i] = x[rows[i]]
+    fn gather(&mut self, rows: &[u32], x: &Self::Buffer, out: &mut Self::Buffer);
+
+    /// out[i] = weight x[i], never rounded: logits.
+    fn logits(&mut self, rows: usize, weight: &Self::Linear, x: &Self::Buffer, out: &mut Self::Buffer);
+
+    /// The first `rows` rows of a buffer on the host; empty where nothing was computed (trace).
+    fn read<'a>(&'a mut self, rows: usize, buffer: &'a Self::Buffer) -> &'a [f32];
+}
+
+/// Per-head constants of a Mamba mixer, [H] each.
+pub struct Heads<'a, V> {
+    pub a_log: &'a V,
+    pub d: &'a V,
+    pub dt_bias: &'a V,
 }

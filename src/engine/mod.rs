@@ -1,6 +1,49 @@
 //! One thread per resident model: takes requests, plans, runs, samples, sends events. Text never enters here.
+//!
+//! An engine is a value: [`start`] gives a [`Handle`] (cloned freely, used from any task) and a [`Runner`]
+//! (joined once, by whoever owns the process). What a caller writes:
+//!
+//! ```text
+//! let (handle, runner) = engine::start(config, |progress| load_model(progress));
+//! let mut stream = handle.submit(request)?;            // a value when refused: loading, overloaded, too long …
+//! while let Some(event) = stream.next().await { … }    // Started, Token …, then Finished or Failed
+//! drop(stream);                                        // at any moment: cancels and frees everything
+//! handle.shutdown(Duration::from_secs(5)).await;
+//! ```
 
+mod handle;
+mod run;
+mod stats;
+
+use std::time::Duration;
+
+use crate::model::Limits;
 use crate::sample::SamplingParams;
+
+pub use crate::sample::TokenLogprobs;
+pub use handle::{Handle, LoadProgress, RequestStream, Runner, SubmitError};
+pub use run::start;
+pub use stats::{Histogram, ITERATION_TOKENS_BOUNDS, Stats};
+
+/// How one engine is run. What depends on the model (slots, blocks, tokens per step) is in its [`Limits`].
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Names the thread and the log lines.
+    pub name: String,
+    /// Requests that may wait for a place; one more is [`SubmitError::Overloaded`].
+    pub queue_len: usize,
+    /// Sequences that may run at once; the model's limits may allow fewer.
+    pub max_sequences: usize,
+    /// Prompt and output together, in tokens; the KV pool may allow less.
+    pub context_len: usize,
+}
+
+impl Default for EngineConfig {
+    /// 1024 waiting requests (the documented default of `--max-num-queued-reqs`), all that the model's limits allow.
+    fn default() -> Self {
+        Self { name: "engine".into(), queue_len: 1024, max_sequences: usize::MAX, context_len: usize::MAX }
+    }
+}
 
 /// What a client asked, as ids and parameters.
 #[derive(Debug, Clone)]
@@ -8,7 +51,8 @@ pub struct Request {
     /// The rendered prompt; never empty, shorter than the context.
     pub prompt: Vec<u32>,
     pub sampling: SamplingParams,
-    /// Ids to generate at most; at least 1, and prompt + max_tokens fits the context.
+    /// Ids to generate at most; at least 1. What does not fit the context after the prompt is cut off, and
+    /// the sequence then ends as [`Finish::Length`].
     pub max_tokens: usize,
     /// Until so many ids are generated, stop ids have probability 0.
     pub min_tokens: usize,
@@ -19,9 +63,10 @@ pub struct Request {
 }
 
 /// What the engine sends back, in order: `Started`, any number of `Token`, one of `Finished` or `Failed`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The prompt is prefilled. `cached_tokens` came from the prefix cache.
+    /// `prompt_logprobs` has one entry per prompt id; the first is `None`, for nothing stands before it.
     Started {
         cached_tokens: usize,
         prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
@@ -30,8 +75,11 @@ pub enum Event {
         id: u32,
         logprobs: Option<TokenLogprobs>,
     },
-    Finished(Finish),
-    Failed(String),
+    Finished {
+        finish: Finish,
+        timings: Timings,
+    },
+    Failed(Failure),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,10 +90,49 @@ pub enum Finish {
     Length,
 }
 
-/// Log-probabilities from the raw logits, natural logarithm.
+/// Why a request that was accepted did not finish.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    #[error("the model's logits are not finite; the sequence cannot go on")]
+    NotFinite,
+    #[error(
+        "no id is allowed: the request's own rules (allowed ids, min_tokens, stop ids) exclude each other"
+    )]
+    NothingAllowed,
+    #[error("the engine stopped: {0}")]
+    Dead(String),
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
+
+/// How long a request took: submitted → queue → first step → prefill → first id → decode → last id.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    pub queue: Duration,
+    pub prefill: Duration,
+    pub decode: Duration,
+}
+
+/// Whether the engine can serve now. Read from atomics; never blocks.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TokenLogprobs {
-    pub logprob: f32,
-    /// Best first.
-    pub top: Vec<(u32, f32)>,
+pub enum Status {
+    /// `progress` in 0 … 1.
+    Loading {
+        progress: f32,
+    },
+    Ready,
+    /// Accepts nothing more; finishes, or has finished, what it accepted.
+    Draining,
+    Dead(String),
+}
+
+/// What is known once the model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Info {
+    pub vocab_size: usize,
+    pub limits: Limits,
+    /// Prompt and output together: the smaller of [`EngineConfig::context_len`] and the whole KV pool.
+    pub context_len: usize,
+    /// Sequences that can run at once.
+    pub max_sequences: usize,
 }

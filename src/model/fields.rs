@@ -57,10 +57,8 @@ pub struct AttentionFields<L> {
 }
 
 pub struct MoeFields<L> {
-    /// Router [E, h], always f32: its product is FP32 whatever the stored type.
-    pub gate: Vec<f32>,
-    /// Bytes the router weight occupies as stored (BF16 or F32), for honest accounting.
-    pub gate_bytes: usize,
+    /// Router [E, h]; stored BF16 or F32, its product is FP32 either way.
+    pub gate: L,
     /// [E] `e_score_correction_bias`
     pub correction_bias: Vec<f32>,
     /// fc1 [latent, h] and fc2 [h, latent]

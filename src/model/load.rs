@@ -119,7 +119,7 @@ pub fn inspect(
     })
 }
 
-/// The network without weights: right shapes and formats, empty data, empty vectors. For trace and plan.
+/// The network without weights: right shapes and formats, empty data, vectors of zeros. For trace and plan.
 pub fn describe(config: &ModelConfig, recipe: &Recipe) -> Fields<Linear> {
     names::network(config, &Naming::OFFICIAL, &mut Describe { recipe })
 }
@@ -135,9 +135,12 @@ impl Tensors for Describe<'_> {
         Linear::described(rows, cols, manifest::linear_scheme(self.recipe, module).kind)
     }
 
-    fn vector(&mut self, name: &str, shape: &[usize], role: Role) -> (Vec<f32>, usize) {
-        let bits = manifest::vector_dtype(self.recipe, name, role).bitsize();
-        (Vec::new(), shape.iter().product::<usize>() * bits / 8)
+    fn gate(&mut self, module: &str, rows: usize, cols: usize) -> Linear {
+        Linear::described(rows, cols, manifest::gate_kind(self.recipe, module))
+    }
+
+    fn vector(&mut self, _: &str, shape: &[usize], _: Role) -> Vec<f32> {
+        vec![0.0; shape.iter().product()]
     }
 
     fn cache_scale(&mut self, _: &str) -> f32 {
@@ -262,7 +265,14 @@ impl Tensors for Resolver<'_> {
         }
     }
 
-    fn vector(&mut self, name: &str, shape: &[usize], role: Role) -> (Vec<f32>, usize) {
+    fn gate(&mut self, module: &str, rows: usize, cols: usize) -> Linear {
+        let gate = self.linear(module, rows, cols);
+        // The recipe's rules are about quantisation, which a router is never part of.
+        self.modules.pop_if(|(name, _)| name == module);
+        gate
+    }
+
+    fn vector(&mut self, name: &str, shape: &[usize], role: Role) -> Vec<f32> {
         // transformers keeps a convolution as [c, 1, K]; some converters drop the 1.
         let squeezed: Vec<usize> = match role {
             Role::ConvWeight => shape.iter().copied().filter(|&d| d != 1).collect(),
@@ -286,12 +296,12 @@ impl Tensors for Resolver<'_> {
                     self.touched += bytes;
                     progress(self.touched);
                 }
-                (values, bytes as usize)
+                values
             }
             Err(error) => {
                 self.seen.insert(name.into());
                 self.problems.push(error);
-                (Vec::new(), 0)
+                Vec::new()
             }
         }
     }

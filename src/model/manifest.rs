@@ -184,10 +184,18 @@ impl Tensors for Listing<'_> {
         }
     }
 
-    fn vector(&mut self, name: &str, shape: &[usize], role: Role) -> (Vec<f32>, usize) {
-        let dtype = vector_dtype(self.recipe, name, role);
+    fn gate(&mut self, module: &str, rows: usize, cols: usize) {
+        let dtype = match gate_kind(self.recipe, module) {
+            Kind::F32 => Dtype::F32,
+            _ => Dtype::BF16,
+        };
+        self.push(format!("{module}.weight"), dtype, vec![rows, cols], None, rows * cols);
+    }
+
+    fn vector(&mut self, name: &str, shape: &[usize], role: Role) -> Vec<f32> {
+        let dtype = vector_dtype(role);
         self.push(name.into(), dtype, shape.into(), None, shape.iter().product());
-        (Vec::new(), 0)
+        Vec::new()
     }
 
     fn cache_scale(&mut self, name: &str) -> f32 {
@@ -207,12 +215,18 @@ pub(super) fn linear_scheme(recipe: &Recipe, module: &str) -> Scheme {
 }
 
 /// The stored type of a small tensor in the releases.
-pub(super) fn vector_dtype(recipe: &Recipe, name: &str, role: Role) -> Dtype {
+fn vector_dtype(role: Role) -> Dtype {
     match role {
         Role::CorrectionBias => Dtype::F32,
-        // The MTP block is BF16 in every release, whatever the body's router is.
-        Role::Gate if Part::of(name) != Part::Mtp => recipe.gate,
         _ => Dtype::BF16,
+    }
+}
+
+/// The stored type of a router. The MTP block is BF16 in every release, whatever the body's router is.
+pub(super) fn gate_kind(recipe: &Recipe, module: &str) -> Kind {
+    match recipe.gate {
+        Dtype::F32 if Part::of(module) != Part::Mtp => Kind::F32,
+        _ => Kind::BF16,
     }
 }
 

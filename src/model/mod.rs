@@ -4,6 +4,7 @@ pub mod config;
 pub mod convert;
 pub mod embedded;
 pub mod fields;
+mod forward;
 mod json;
 pub mod load;
 pub mod manifest;
@@ -11,6 +12,8 @@ pub mod names;
 pub mod presets;
 pub mod quantization;
 pub mod random;
+
+pub use forward::{Model, ModelError};
 
 use crate::backend::StepInputs;
 

@@ -76,8 +76,6 @@ pub enum Role {
     ALog,
     D,
     DtBias,
-    /// The router's weight: never quantised, BF16 or F32.
-    Gate,
     /// F32 in every release.
     CorrectionBias,
 }
@@ -89,8 +87,11 @@ pub trait Tensors {
     /// The linear weight `module` (without `.weight`) [rows, cols].
     fn linear(&mut self, module: &str, rows: usize, cols: usize) -> Self::Linear;
 
-    /// A small tensor by its full name, as f32, and the bytes it occupies as stored.
-    fn vector(&mut self, name: &str, shape: &[usize], role: Role) -> (Vec<f32>, usize);
+    /// The router's weight `module` [rows, cols], which no release quantises.
+    fn gate(&mut self, module: &str, rows: usize, cols: usize) -> Self::Linear;
+
+    /// A small tensor by its full name, as f32.
+    fn vector(&mut self, name: &str, shape: &[usize], role: Role) -> Vec<f32>;
 
     /// A scale of the FP8 cache: 1 where the checkpoint has none.
     fn cache_scale(&mut self, name: &str) -> f32;
@@ -120,7 +121,7 @@ pub fn ends<T: Tensors>(
         true => embeddings.clone(),
         false => from.linear(&naming.outside("lm_head"), v, h),
     };
-    let norm_f = from.vector(&naming.in_body("norm_f.weight"), &[h], Role::Norm).0;
+    let norm_f = from.vector(&naming.in_body("norm_f.weight"), &[h], Role::Norm);
     (embeddings, lm_head, norm_f)
 }
 
@@ -141,15 +142,15 @@ pub fn mtp<T: Tensors>(config: &ModelConfig, naming: &Naming, from: &mut T) -> O
     let name = |rest: &str| naming.outside(&format!("mtp.layers.{rest}"));
     let last = layers.len().saturating_sub(1);
     Some(MtpFields {
-        enorm: from.vector(&name("0.enorm.weight"), &[h], Role::Norm).0,
-        hnorm: from.vector(&name("0.hnorm.weight"), &[h], Role::Norm).0,
+        enorm: from.vector(&name("0.enorm.weight"), &[h], Role::Norm),
+        hnorm: from.vector(&name("0.hnorm.weight"), &[h], Role::Norm),
         eh_proj: from.linear(&name("0.eh_proj"), h, 2 * h),
         layers: layers
             .iter()
             .enumerate()
             .map(|(i, l)| one_layer(&name(&i.to_string()), l, h, from))
             .collect(),
-        final_norm: from.vector(&name(&format!("{last}.final_layernorm.weight")), &[h], Role::Norm).0,
+        final_norm: from.vector(&name(&format!("{last}.final_layernorm.weight")), &[h], Role::Norm),
     })
 }
 
@@ -161,7 +162,7 @@ pub fn network<T: Tensors>(config: &ModelConfig, naming: &Naming, from: &mut T) 
 }
 
 fn one_layer<T: Tensors>(prefix: &str, layer: &Layer, h: usize, from: &mut T) -> LayerFields<T::Linear> {
-    let norm = from.vector(&format!("{prefix}.norm.weight"), &[h], Role::Norm).0;
+    let norm = from.vector(&format!("{prefix}.norm.weight"), &[h], Role::Norm);
     let mixer = format!("{prefix}.mixer");
     let mixer = match layer {
         Layer::Mamba(sizes) => Mixer::Mamba(mamba(&mixer, sizes, h, from)),
@@ -178,7 +179,7 @@ fn one_layer<T: Tensors>(prefix: &str, layer: &Layer, h: usize, from: &mut T) ->
 fn mamba<T: Tensors>(mixer: &str, m: &Mamba, h: usize, from: &mut T) -> MambaFields<T::Linear> {
     let (c, heads) = (m.conv_channels(), m.heads);
     let vector = |from: &mut T, name: &str, shape: &[usize], role| {
-        from.vector(&format!("{mixer}.{name}"), shape, role).0
+        from.vector(&format!("{mixer}.{name}"), shape, role)
     };
     MambaFields {
         in_proj: from.linear(&format!("{mixer}.in_proj"), m.projection(), h),
@@ -210,13 +211,13 @@ fn attention<T: Tensors>(mixer: &str, a: &Attention, h: usize, from: &mut T) -> 
 fn moe<T: Tensors>(mixer: &str, m: &Moe, h: usize, from: &mut T) -> MoeFields<T::Linear> {
     let u = m.latent.unwrap_or(h);
     let name = |rest: &str| format!("{mixer}.{rest}");
-    let (gate, gate_bytes) = from.vector(&name("gate.weight"), &[m.experts, h], Role::Gate);
     MoeFields {
-        gate,
-        gate_bytes,
-        correction_bias: from
-            .vector(&name("gate.e_score_correction_bias"), &[m.experts], Role::CorrectionBias)
-            .0,
+        gate: from.gate(&name("gate"), m.experts, h),
+        correction_bias: from.vector(
+            &name("gate.e_score_correction_bias"),
+            &[m.experts],
+            Role::CorrectionBias,
+        ),
         latent: m.latent.map(|latent| {
             (
                 from.linear(&name("fc1_latent_proj"), latent, h),

@@ -48,7 +48,14 @@ impl Tensors for Random<'_> {
         quantize::quantize(&values, rows, cols, kind)
     }
 
-    fn vector(&mut self, name: &str, shape: &[usize], role: Role) -> (Vec<f32>, usize) {
+    fn gate(&mut self, module: &str, rows: usize, cols: usize) -> Linear {
+        let bound = (3.0 / cols as f32).sqrt();
+        let values: Vec<f32> = (0..rows * cols).map(|_| self.between(-bound, bound)).collect();
+        let kind = manifest::gate_kind(self.recipe, module);
+        quantize::quantize(&values, rows, cols, kind)
+    }
+
+    fn vector(&mut self, _: &str, shape: &[usize], role: Role) -> Vec<f32> {
         let taps = shape.last().copied().unwrap_or(1) as f32;
         let value = |random: &mut Self| match role {
             Role::Norm => random.between(0.8, 1.2),
@@ -58,11 +65,8 @@ impl Tensors for Random<'_> {
             Role::ALog => random.between(1.0, 16.0).ln(),
             Role::D => random.between(0.8, 1.2),
             Role::DtBias => random.between(0.001f32.ln(), 0.1f32.ln()).exp().exp_m1().ln(),
-            Role::Gate => random.between(-1.0, 1.0) * (3.0 / taps).sqrt(),
         };
-        let values: Vec<f32> = (0..shape.iter().product()).map(|_| value(self)).collect();
-        let bytes = values.len() * manifest::vector_dtype(self.recipe, name, role).bitsize() / 8;
-        (values, bytes)
+        (0..shape.iter().product()).map(|_| value(self)).collect()
     }
 
     fn cache_scale(&mut self, _: &str) -> f32 {

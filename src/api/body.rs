@@ -1,0 +1,90 @@
+//! A request's body becomes a JSON object, or a 400 that says why not.
+
+use super::error::ApiError;
+use super::state::App;
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, header};
+use futures_util::StreamExt;
+use serde_json::{Map, Value};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The body as an object, and when it had arrived.
+pub struct JsonBody {
+    pub map: Map<String, Value>,
+    pub arrived: Instant,
+}
+
+impl FromRequest<Arc<App>> for JsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        let arrived = Instant::now();
+        check_type(request.headers())?;
+        let limit = app.options.body_limit;
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+        if length.is_some_and(|length| length > limit) {
+            return Err(ApiError::TooLarge { limit });
+        }
+        let bytes = read(request.into_body(), limit).await?;
+        parse(&bytes).map(|map| Self { map, arrived })
+    }
+}
+
+/// A page of another origin can send text without asking first, but not JSON: so this also keeps strangers out.
+fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let media = value.split(';').next().unwrap_or("").trim();
+    if media.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(ApiError::malformed("Unsupported Media Type: Only 'application/json' is allowed"))
+}
+
+/// All of the body; without a declared length it is counted as it comes.
+async fn read(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let mut chunks = body.into_data_stream();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk =
+            chunk.map_err(|error| ApiError::malformed(format!("The body ended too early: {error}")))?;
+        if bytes.len() + chunk.len() > limit {
+            return Err(ApiError::TooLarge { limit });
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+/// serde_json bounds the nesting at 128 levels, so that no body can exhaust the stack.
+fn parse(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(ApiError::malformed("The body must be a JSON object.")),
+        Err(error) => Err(ApiError::malformed(format!("JSON decode error: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(body: &[u8], words: &str) {
+        let error = parse(body).expect_err("the test gives what cannot be read").to_string();
+        assert!(error.contains(words), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_object_says_why() {
+        check(b"", "EOF");
+        check(b"{\"a\": }", "expected value");
+        check(b"[1]", "must be a JSON object");
+        check(b"{\"a\": \"\xff\"}", "unicode");
+        check(b"{\"a\": NaN}", "expected value");
+        let deep = format!("{{\"a\": {}1{}}}", "[".repeat(200), "]".repeat(200));
+        check(deep.as_bytes(), "recursion limit");
+        check("[".repeat(1 << 20).as_bytes(), "recursion limit");
+    }
+}

@@ -1,0 +1,322 @@
+//! `POST /v1/completions`: text in, its continuation out, with nothing in between.
+
+use super::body::JsonBody;
+use super::envelope::{Envelope, TokenView, finite, fingerprint};
+use super::error::ApiError;
+use super::generate::{Generation, Input, Update, UpdateEvent, Usage, fit};
+use super::request_id::RequestId;
+use super::sse::{self, Frames};
+use super::state::{App, Resident};
+use super::types::{CompletionRequest, Prompt, StreamOptions};
+use crate::engine::TokenLogprobs;
+use crate::text::{Delta, Mode};
+use axum::extract::{Extension, State};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// Continues each prompt `n` times; choice `index` is prompt · n + answer.
+pub async fn create(
+    State(app): State<Arc<App>>,
+    Extension(request_id): Extension<RequestId>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let resident = app.ready()?;
+    let request = CompletionRequest::read(&body.map, app.rules(resident))?;
+    let common = request.common;
+    let mut prompts = Vec::with_capacity(request.prompts.len());
+    for (ids, text) in encode(resident, request.prompts, request.add_special_tokens, common.skip_special).await? {
+        prompts.push(Echo { ids: fit(ids, &common, resident.model.max_model_len)?, text });
+    }
+    let inputs = prompts
+        .iter()
+        .map(|prompt| Input { prompt: prompt.ids.clone(), mode: Mode::Raw, one_call: false })
+        .collect();
+    let writer = Writer {
+        tokens: TokenView::new(resident, &common),
+        echo: request.echo,
+        n: common.n,
+        top: common.sampling.logprobs,
+        return_ids: common.return_ids,
+        choices: (0..prompts.len() * common.n).map(|_| ChoiceState::default()).collect(),
+        prompts,
+        envelope: Envelope::new("cmpl", &common, &request_id.0),
+        fingerprint: fingerprint(&resident.model),
+    };
+    let generation = Generation::start(&app, resident, &common, inputs, body.arrived)?;
+    match common.stream {
+        Some(options) => {
+            Ok(sse::respond(generation, CompletionFrames { writer, options }, app.options.keep_alive))
+        }
+        None => Ok(collect(generation, writer, common.prompt_logprobs.is_some()).await?.into_response()),
+    }
+}
+
+/// Prompts to ids, each with its own text. Errors: the text cannot be encoded.
+async fn encode(
+    resident: &Resident,
+    prompts: Vec<Prompt>,
+    add_special: bool,
+    skip_special: bool,
+) -> Result<Vec<(Vec<u32>, String)>, ApiError> {
+    let text = resident.text.clone();
+    let encode = move || {
+        let one = |prompt| match prompt {
+            Prompt::Text(prompt) => Ok((text.encode(&prompt, add_special)?, prompt)),
+            Prompt::Ids(ids) => {
+                let prompt = text.decode(&ids, skip_special);
+                Ok((ids, prompt))
+            }
+        };
+        prompts.into_iter().map(one).collect::<Result<Vec<_>, crate::text::Error>>()
+    };
+    tokio::task::spawn_blocking(encode)
+        .await
+        .map_err(|error| ApiError::Internal(format!("The tokenizer's task failed: {error}")))?
+        .map_err(|error| ApiError::bad("prompt", format!("The prompt cannot be encoded: {error}.")))
+}
+
+/// A prompt as it is echoed.
+struct Echo {
+    ids: Vec<u32>,
+    text: String,
+}
+
+/// A piece of one choice.
+struct Chunk {
+    choice: usize,
+    text: String,
+    logprobs: Logprobs,
+    ids: Vec<u32>,
+    prompt_logprobs: Option<Value>,
+    /// finish_reason and stop_reason.
+    end: Option<(&'static str, Value)>,
+}
+
+/// The four parallel lists of the legacy format.
+#[derive(Default)]
+struct Logprobs {
+    tokens: Vec<Value>,
+    token_logprobs: Vec<Value>,
+    text_offset: Vec<Value>,
+    top_logprobs: Vec<Value>,
+}
+
+impl Logprobs {
+    fn extend(&mut self, other: Self) {
+        self.tokens.extend(other.tokens);
+        self.token_logprobs.extend(other.token_logprobs);
+        self.text_offset.extend(other.text_offset);
+        self.top_logprobs.extend(other.top_logprobs);
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "tokens": self.tokens, "token_logprobs": self.token_logprobs,
+            "text_offset": self.text_offset, "top_logprobs": self.top_logprobs,
+        })
+    }
+}
+
+/// Updates become chunks.
+struct Writer {
+    tokens: TokenView,
+    echo: bool,
+    n: usize,
+    /// Alternatives per token, if log-probabilities are wanted.
+    top: Option<u32>,
+    return_ids: bool,
+    prompts: Vec<Echo>,
+    choices: Vec<ChoiceState>,
+    envelope: Envelope,
+    fingerprint: String,
+}
+
+#[derive(Default)]
+struct ChoiceState {
+    /// Of ids whose text is still held back.
+    logprobs: Logprobs,
+    ids: Vec<u32>,
+    /// Characters of all tokens so far: the next `text_offset`.
+    offset: usize,
+}
+
+impl Writer {
+    fn chunk(&mut self, update: Update) -> Option<Chunk> {
+        let choice = update.choice;
+        match update.event {
+            UpdateEvent::Started { prompt_logprobs } => self.started(choice, prompt_logprobs),
+            UpdateEvent::Token { token, deltas } => {
+                self.score(choice, token.id, token.logprobs.as_ref());
+                let state = self.choices.get_mut(choice)?;
+                state.ids.push(token.id);
+                let text = join(deltas);
+                // What is held back travels with the text that it belongs to.
+                (!text.is_empty()).then(|| self.take(choice, text)).flatten()
+            }
+            UpdateEvent::Ended { deltas, finish, .. } => {
+                let mut chunk = self.take(choice, join(deltas))?;
+                chunk.end = Some((finish.reason(), finish.stop_reason()));
+                Some(chunk)
+            }
+        }
+    }
+
+    fn started(&mut self, choice: usize, scores: Option<Vec<Option<TokenLogprobs>>>) -> Option<Chunk> {
+        let prompt = self.prompts.get(choice / self.n.max(1))?;
+        let prompt_logprobs = scores.as_ref().map(|scores| self.tokens.prompt_scores(&prompt.ids, scores));
+        if !self.echo {
+            let mut chunk = self.take(choice, String::new())?;
+            chunk.prompt_logprobs = prompt_logprobs;
+            return Some(chunk);
+        }
+        let (ids, text) = (prompt.ids.clone(), prompt.text.clone());
+        for (place, id) in ids.into_iter().enumerate() {
+            let scored = scores.as_ref().and_then(|scores| scores.get(place)).and_then(Option::as_ref);
+            self.score(choice, id, scored);
+        }
+        let mut chunk = self.take(choice, text)?;
+        chunk.prompt_logprobs = prompt_logprobs;
+        Some(chunk)
+    }
+
+    /// Notes one token for the log-probabilities; the first of a prompt has none.
+    fn score(&mut self, choice: usize, id: u32, scored: Option<&TokenLogprobs>) {
+        let (Some(top), Some(state)) = (self.top, self.choices.get_mut(choice)) else { return };
+        let label = self.tokens.label(id);
+        let characters = self.tokens.text.token_string(id).unwrap_or_default().chars().count();
+        state.logprobs.text_offset.push(json!(state.offset));
+        state.offset += characters;
+        state.logprobs.token_logprobs.push(json!(scored.map(|scored| finite(scored.logprob))));
+        let map = scored.map(|scored| {
+            let mut map = Map::new();
+            for (other, logprob) in scored.top.iter().take(top as usize) {
+                // Two tokens may look alike; the better one is named.
+                map.entry(self.tokens.label(*other)).or_insert_with(|| json!(finite(*logprob)));
+            }
+            map.entry(label.clone()).or_insert_with(|| json!(finite(scored.logprob)));
+            map
+        });
+        state.logprobs.tokens.push(json!(label));
+        state.logprobs.top_logprobs.push(json!(map));
+    }
+
+    /// `text` and all that waited for it.
+    fn take(&mut self, choice: usize, text: String) -> Option<Chunk> {
+        let state = self.choices.get_mut(choice)?;
+        Some(Chunk {
+            choice,
+            text,
+            logprobs: std::mem::take(&mut state.logprobs),
+            ids: std::mem::take(&mut state.ids),
+            prompt_logprobs: None,
+            end: None,
+        })
+    }
+
+    fn choice_json(&self, chunk: &Chunk) -> Map<String, Value> {
+        let scores = match self.top {
+            Some(_) if !chunk.logprobs.tokens.is_empty() => chunk.logprobs.to_json(),
+            _ => Value::Null,
+        };
+        let (finish_reason, stop_reason) = match &chunk.end {
+            Some((finish, stop)) => (json!(finish), stop.clone()),
+            None => (Value::Null, Value::Null),
+        };
+        let mut choice = Map::new();
+        choice.insert("index".into(), json!(chunk.choice));
+        choice.insert("text".into(), json!(chunk.text));
+        choice.insert("logprobs".into(), scores);
+        choice.insert("finish_reason".into(), finish_reason);
+        choice.insert("stop_reason".into(), stop_reason);
+        if self.return_ids {
+            choice.insert("token_ids".into(), json!(chunk.ids));
+        }
+        choice
+    }
+
+    fn head(&self) -> Map<String, Value> {
+        let mut head = self.envelope.head("text_completion");
+        head.insert("system_fingerprint".into(), json!(self.fingerprint));
+        head
+    }
+}
+
+/// In raw mode everything is content.
+fn join(deltas: Vec<Delta>) -> String {
+    deltas
+        .into_iter()
+        .filter_map(|delta| match delta {
+            Delta::Content(text) => Some(text),
+            _ => None,
+        })
+        .collect()
+}
+
+struct CompletionFrames {
+    writer: Writer,
+    options: StreamOptions,
+}
+
+impl Frames for CompletionFrames {
+    fn frames(&mut self, update: Update, usage: Usage) -> Vec<Value> {
+        let Some(chunk) = self.writer.chunk(update) else { return Vec::new() };
+        if chunk.text.is_empty() && chunk.end.is_none() {
+            return Vec::new();
+        }
+        let mut frame = self.writer.head();
+        frame.insert("choices".into(), json!([self.writer.choice_json(&chunk)]));
+        if self.options.continuous_usage {
+            frame.insert("usage".into(), usage.to_json());
+        }
+        vec![Value::Object(frame)]
+    }
+
+    fn closing(&mut self, usage: Usage) -> Option<Value> {
+        self.options.include_usage.then(|| {
+            let mut frame = self.writer.head();
+            frame.insert("choices".into(), json!([]));
+            frame.insert("usage".into(), usage.to_json());
+            Value::Object(frame)
+        })
+    }
+}
+
+/// The stream, collected.
+async fn collect(
+    mut generation: Generation,
+    mut writer: Writer,
+    wants_prompt_logprobs: bool,
+) -> Result<axum::Json<Value>, ApiError> {
+    let mut answers: Vec<Option<Chunk>> = writer.choices.iter().map(|_| None).collect();
+    while let Some(update) = generation.next().await {
+        let Some(chunk) = writer.chunk(update?) else { continue };
+        match answers.get_mut(chunk.choice) {
+            Some(Some(answer)) => {
+                answer.text.push_str(&chunk.text);
+                answer.logprobs.extend(chunk.logprobs);
+                answer.ids.extend(chunk.ids);
+                answer.end = chunk.end.or(answer.end.take());
+            }
+            Some(answer) => *answer = Some(chunk),
+            None => {}
+        }
+    }
+    let choices: Vec<Value> = answers
+        .into_iter()
+        .flatten()
+        .map(|answer| {
+            let mut choice = writer.choice_json(&answer);
+            let scores = answer.prompt_logprobs.filter(|_| wants_prompt_logprobs);
+            choice.insert("prompt_logprobs".into(), json!(scores));
+            if let Some(prompt) = writer.prompts.get(answer.choice / writer.n.max(1)).filter(|_| writer.return_ids) {
+                choice.insert("prompt_token_ids".into(), json!(prompt.ids));
+            }
+            Value::Object(choice)
+        })
+        .collect();
+    let mut answer = writer.head();
+    answer.insert("choices".into(), Value::Array(choices));
+    answer.insert("usage".into(), generation.usage().to_json());
+    Ok(axum::Json(Value::Object(answer)))
+}

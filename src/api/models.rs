@@ -1,0 +1,48 @@
+//! `GET /v1/models` and `/v1/models/{id}`: who answers here, and how much context it has.
+
+use super::error::ApiError;
+use super::model::ModelInfo;
+use super::state::App;
+use axum::Json;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+pub async fn list(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    let model = &app.described()?.model;
+    let data: Vec<Value> = model.served_names.iter().map(|name| card(model, name)).collect();
+    Ok(Json(json!({"object": "list", "data": data})))
+}
+
+/// `id` is the rest of the path: names hold slashes, raw or percent-encoded.
+pub async fn retrieve(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let model = &app.described()?.model;
+    Ok(Json(card(model, model.resolve(Some(&id))?)))
+}
+
+fn card(model: &ModelInfo, name: &str) -> Value {
+    json!({
+        "id": name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "vllm",
+        "root": model.root,
+        "parent": null,
+        "max_model_len": model.max_model_len,
+        "capabilities": ["completion", "tools", "thinking"],
+        "permission": [{
+            "id": format!("modelperm-{name}"),
+            "object": "model_permission",
+            "created": model.created,
+            "allow_create_engine": false,
+            "allow_sampling": true,
+            "allow_logprobs": true,
+            "allow_search_indices": false,
+            "allow_view": true,
+            "allow_fine_tuning": false,
+            "organization": "*",
+            "group": null,
+            "is_blocking": false,
+        }],
+    })
+}

@@ -1,0 +1,36 @@
+//! Routes that watch the server. They look at published values and never wait for the engine.
+
+use super::state::{App, Health};
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// 200 when a request would be taken, else 503 that says why.
+pub async fn health(State(app): State<Arc<App>>) -> Response {
+    let body = match app.health() {
+        Health::Ready => return Json(json!({"status": "ok"})).into_response(),
+        Health::Loading(progress) => json!({"status": "loading", "progress": progress}),
+        Health::LoadFailed(message) => json!({"status": "failed", "message": message}),
+        Health::Draining => json!({"status": "draining"}),
+        Health::Dead(message) => json!({"status": "dead", "message": message}),
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+}
+
+pub async fn version(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(json!({"version": app.options.version}))
+}
+
+/// Requests being answered right now.
+pub async fn load(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(json!({"server_load": app.metrics.in_flight()}))
+}
+
+pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let page = app.metrics.page(app.resident().map(|resident| resident.engine.stats()));
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(header::CONTENT_TYPE, kind)], page).into_response()
+}

@@ -1,0 +1,253 @@
+//! What chat and completions have in common: how to draw ids, when to stop, what to report.
+
+use super::Rules;
+use crate::api::error::ApiError;
+use crate::api::fields::{Fields, wrong};
+use crate::sample::SamplingParams;
+
+/// Sequences one request may ask for.
+const CHOICES_MAX: i64 = 128;
+/// Stop strings one request may hold; matching costs time for each.
+const STOPS_MAX: usize = 64;
+/// Below this a temperature only overflows the division; vLLM raises it as well.
+const TEMPERATURE_MIN: f32 = 0.01;
+/// Length of a `cache_salt` and of a client's request id.
+const LABEL_CHARS_MAX: usize = 128;
+
+/// The validated fields both routes share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Common {
+    /// The served name the client used.
+    pub model: String,
+    pub n: usize,
+    /// `None`: no stream. A plain answer is the stream, collected.
+    pub stream: Option<StreamOptions>,
+    /// `seed` of the params is not set yet: each choice derives its own from `seed` below.
+    pub sampling: SamplingParams,
+    pub seed: Option<u64>,
+    pub stop: Vec<String>,
+    /// `stop_token_ids`: reported in `stop_reason`.
+    pub stop_ids: Vec<u32>,
+    pub include_stop: bool,
+    pub ignore_eos: bool,
+    pub min_tokens: usize,
+    /// As asked; the room that the prompt leaves may be less.
+    pub max_tokens: Option<usize>,
+    pub skip_special: bool,
+    /// `-1` (whole vocabulary) is already resolved.
+    pub prompt_logprobs: Option<u32>,
+    pub truncate_prompt: Option<usize>,
+    pub tokens_as_ids: bool,
+    pub return_ids: bool,
+    /// Part of the answer's id, if the client chose one.
+    pub request_id: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StreamOptions {
+    pub include_usage: bool,
+    pub continuous_usage: bool,
+}
+
+impl Common {
+    /// Reads the shared fields. `max_tokens` and `logprobs` differ by route, so the route reads them.
+    pub fn read(
+        fields: &Fields,
+        rules: Rules,
+        max_tokens: Option<usize>,
+        logprobs: Option<u32>,
+    ) -> Result<Self, ApiError> {
+        let model = rules.model.resolve(fields.string("model")?)?.to_owned();
+        let sampling = sampling(fields, rules, logprobs)?;
+        let n = fields.integer("n", 1..=CHOICES_MAX)?.unwrap_or(1) as usize;
+        if n > 1 && sampling.temperature == 0.0 {
+            return Err(fields.bad("n", "`n` must be 1 when using greedy sampling (`temperature` 0)."));
+        }
+        let stream = stream(fields, rules)?;
+        let prompt_logprobs = logprob_count(fields, "prompt_logprobs", rules)?;
+        if stream.is_some() && prompt_logprobs.is_some() {
+            return Err(fields.bad("prompt_logprobs", "`prompt_logprobs` cannot be streamed."));
+        }
+        let min_tokens = fields.integer("min_tokens", 0..=i64::MAX)?.unwrap_or(0) as usize;
+        if let Some(max) = max_tokens.filter(|max| min_tokens > *max) {
+            let message = format!("`min_tokens` must be at most max_tokens={max}, got {min_tokens}.");
+            return Err(fields.bad("min_tokens", message));
+        }
+        cache_salt(fields)?;
+        Ok(Self {
+            model,
+            n,
+            stream,
+            sampling,
+            seed: fields.integer("seed", i64::MIN..=i64::MAX)?.and_then(|seed| u64::try_from(seed).ok()),
+            stop: stop(fields)?,
+            stop_ids: fields.ids("stop_token_ids", rules.model.vocab_size)?.unwrap_or_default(),
+            include_stop: fields.bool("include_stop_str_in_output")?.unwrap_or(false),
+            ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
+            min_tokens,
+            max_tokens,
+            skip_special: fields.bool("skip_special_tokens")?.unwrap_or(true),
+            prompt_logprobs,
+            truncate_prompt: truncate_prompt(fields, rules)?,
+            tokens_as_ids: fields.bool("return_tokens_as_token_ids")?.unwrap_or(rules.options.tokens_as_ids),
+            return_ids: fields.bool("return_token_ids")?.unwrap_or(false),
+            request_id: request_id(fields)?,
+        })
+    }
+}
+
+/// `max_tokens` of field `name`. Errors: below `least`, or beyond the context unless the server clamps.
+pub fn max_tokens(fields: &Fields, name: &str, least: i64, rules: Rules) -> Result<Option<usize>, ApiError> {
+    let Some(value) = fields.integer(name, least..=i64::MAX)? else { return Ok(None) };
+    let context = rules.model.max_model_len;
+    let value = usize::try_from(value).unwrap_or(usize::MAX);
+    if value > context && !rules.options.clamp_max_tokens {
+        let message = format!("`{name}`={value} cannot be greater than max_model_len={context}.");
+        return Err(fields.bad(name, message));
+    }
+    Ok(Some(value.min(context)))
+}
+
+/// How many log-probabilities field `name` asks for, within `--max-logprobs`; -1 is the whole vocabulary.
+pub fn logprob_count(fields: &Fields, name: &str, rules: Rules) -> Result<Option<u32>, ApiError> {
+    let vocab_size = rules.model.vocab_size as u32;
+    let Some(count) = fields.integer(name, -1..=i64::MAX)? else { return Ok(None) };
+    match (u32::try_from(count), rules.options.max_logprobs) {
+        (Err(_), None) => Ok(Some(vocab_size)),
+        (Ok(count), None) => Ok(Some(count.min(vocab_size))),
+        (Ok(count), Some(max)) if count <= max => Ok(Some(count.min(vocab_size))),
+        (_, Some(max)) => Err(fields.bad(
+            name,
+            format!("`{name}` must be between 0 and {max} (--max-logprobs), got {count}."),
+        )),
+    }
+}
+
+fn sampling(fields: &Fields, rules: Rules, logprobs: Option<u32>) -> Result<SamplingParams, ApiError> {
+    let defaults = rules.model.defaults;
+    let penalty = |name| fields.number(name, "between -2 and 2", |value| (-2.0..=2.0).contains(&value));
+    let temperature =
+        fields.number("temperature", "between 0 and 2", |value| (0.0..=2.0).contains(&value))?;
+    let allowed_ids = fields.ids("allowed_token_ids", rules.model.vocab_size)?;
+    if allowed_ids.as_ref().is_some_and(Vec::is_empty) {
+        return Err(fields.bad("allowed_token_ids", "`allowed_token_ids` must not be empty."));
+    }
+    Ok(SamplingParams {
+        temperature: warm(temperature.unwrap_or(defaults.temperature)),
+        top_k: match fields.integer("top_k", -1..=i64::MAX)? {
+            None => defaults.top_k,
+            Some(k) => u32::try_from(k.max(0)).unwrap_or(u32::MAX),
+        },
+        top_p: fields
+            .number("top_p", "above 0 and at most 1", |value| value > 0.0 && value <= 1.0)?
+            .unwrap_or(defaults.top_p),
+        min_p: fields
+            .number("min_p", "between 0 and 1", |value| (0.0..=1.0).contains(&value))?
+            .unwrap_or(defaults.min_p),
+        repetition_penalty: fields
+            .number("repetition_penalty", "above 0", |value| value > 0.0 && value <= f32::MAX as f64)?
+            .unwrap_or(defaults.repetition_penalty),
+        presence_penalty: penalty("presence_penalty")?.unwrap_or(0.0),
+        frequency_penalty: penalty("frequency_penalty")?.unwrap_or(0.0),
+        logit_bias: logit_bias(fields, rules.model.vocab_size)?,
+        allowed_ids,
+        seed: 0,
+        logprobs,
+    })
+}
+
+/// 0 is greedy; what is not quite 0 is raised to what the sampler can divide by.
+fn warm(temperature: f32) -> f32 {
+    if temperature > 0.0 { temperature.max(TEMPERATURE_MIN) } else { 0.0 }
+}
+
+/// Token id as a decimal string → bias, clamped to ±100 as OpenAI documents.
+fn logit_bias(fields: &Fields, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+    let Some(value) = fields.get("logit_bias") else { return Ok(Vec::new()) };
+    let map = value.as_object().ok_or_else(|| wrong("logit_bias", "an object", value))?;
+    let mut biases = Vec::with_capacity(map.len());
+    for (key, value) in map {
+        let id = key.parse::<u32>().ok().filter(|id| (*id as usize) < vocab_size).ok_or_else(|| {
+            let key = super::super::error::cut(key, 40);
+            fields.bad("logit_bias", format!("`logit_bias` holds the key `{key}`, which is not a token id below {vocab_size}."))
+        })?;
+        let bias = value.as_f64().ok_or_else(|| wrong("logit_bias", "numbers by token id", value))?;
+        biases.push((id, bias.clamp(-100.0, 100.0) as f32));
+    }
+    biases.sort_by_key(|(id, _)| *id);
+    // "7" and "07" are the same id.
+    biases.dedup_by_key(|(id, _)| *id);
+    Ok(biases)
+}
+
+fn stop(fields: &Fields) -> Result<Vec<String>, ApiError> {
+    let Some(value) = fields.get("stop") else { return Ok(Vec::new()) };
+    let strings = match value {
+        serde_json::Value::String(one) => vec![one.clone()],
+        serde_json::Value::Array(many) => many
+            .iter()
+            .map(|item| item.as_str().map(str::to_owned))
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| wrong("stop", "a string or a list of strings", value))?,
+        other => return Err(wrong("stop", "a string or a list of strings", other)),
+    };
+    if strings.len() > STOPS_MAX {
+        let message = format!("`stop` must hold at most {STOPS_MAX} strings, got {}.", strings.len());
+        return Err(fields.bad("stop", message));
+    }
+    if strings.iter().any(String::is_empty) {
+        return Err(fields.bad("stop", "`stop` must not hold an empty string."));
+    }
+    Ok(strings)
+}
+
+fn stream(fields: &Fields, rules: Rules) -> Result<Option<StreamOptions>, ApiError> {
+    let stream = fields.bool("stream")?.unwrap_or(false);
+    let options = fields.object("stream_options")?;
+    if !stream {
+        return match options {
+            None => Ok(None),
+            Some(_) => Err(fields.bad("stream_options", "`stream_options` is only allowed with `stream: true`.")),
+        };
+    }
+    let mut read = StreamOptions::default();
+    if let Some(options) = options {
+        read.continuous_usage = options.bool("continuous_usage_stats")?.unwrap_or(false);
+        read.include_usage = options.bool("include_usage")?.unwrap_or(false);
+    }
+    read.include_usage |= rules.options.force_usage;
+    Ok(Some(read))
+}
+
+fn truncate_prompt(fields: &Fields, rules: Rules) -> Result<Option<usize>, ApiError> {
+    let name = "truncate_prompt_tokens";
+    match fields.integer(name, -1..=i64::MAX)? {
+        None => Ok(None),
+        // The whole context less the one token that must still be generated.
+        Some(-1) => Ok(Some(rules.model.max_model_len.saturating_sub(1))),
+        Some(0) => Err(fields.bad(name, format!("`{name}` must be -1 or at least 1, got 0."))),
+        Some(count) => Ok(Some(usize::try_from(count).unwrap_or(usize::MAX))),
+    }
+}
+
+fn cache_salt(fields: &Fields) -> Result<(), ApiError> {
+    let Some(salt) = fields.string("cache_salt")? else { return Ok(()) };
+    let fits = !salt.is_empty()
+        && salt.chars().count() <= LABEL_CHARS_MAX
+        && !salt.contains(['@', '/', '\\', '\0']);
+    if fits {
+        return Ok(());
+    }
+    let message =
+        format!("`cache_salt` must be 1 to {LABEL_CHARS_MAX} characters without `@`, `/`, `\\` and NUL.");
+    Err(fields.bad("cache_salt", message))
+}
+
+fn request_id(fields: &Fields) -> Result<Option<String>, ApiError> {
+    let Some(id) = fields.string("request_id")? else { return Ok(None) };
+    if crate::api::ids::is_label(id) {
+        return Ok(Some(id.to_owned()));
+    }
+    let message = format!("`request_id` must be 1 to {LABEL_CHARS_MAX} visible ASCII characters.");
+    Err(fields.bad("request_id", message))
+}

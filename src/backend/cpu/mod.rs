@@ -1,0 +1,525 @@
+//! The CPU interpreter: threads and SIMD over weights in their stored form.
+//!
+//! Work is split among threads by rows of a weight, heads of a state, or heads of a query; every element has
+//! one writer and sums in one order, so results do not depend on the number of threads or on the batch.
+
+mod mixers;
+pub mod simd;
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::{
+    Backend, Heads, Precision, StatePlan, StepInputs,
+    host::{Buffer, Routes, State},
+};
+use crate::model::config::{Attention, Mamba, Moe};
+use crate::ops::{self, linear::Epilogue, linear::relu2};
+use crate::weights::Linear;
+use simd::{Isa, Output, Tokens};
+
+/// Below this many multiply-adds an operation stays on the calling thread: waking the others costs more.
+const PARALLEL_FROM: usize = 1 << 16;
+
+/// Rows of a weight per piece of work. Small enough to balance, large enough that taking one is free.
+const ROWS_PER_PIECE: usize = 32;
+
+pub struct Cpu {
+    precision: Precision,
+    isa: Isa,
+    pool: Arc<rayon::ThreadPool>,
+    /// Per thread: 4 decoded rows, and the scores of one query.
+    scratch: Vec<Scratch>,
+    experts: ExpertWork,
+}
+
+/// Memory of one thread, aligned so that two threads never share a cache line.
+#[repr(align(128))]
+#[derive(Default)]
+struct Scratch {
+    rows: Vec<f32>,
+    scores: Vec<f32>,
+}
+
+/// Who chose which expert, for one step: pairs (token, choice) sorted by expert.
+#[derive(Default)]
+struct ExpertWork {
+    /// [E + 1]: where each expert's pairs start.
+    starts: Vec<u32>,
+    /// [T * K]
+    pairs: Vec<u32>,
+    /// Experts with at least one pair.
+    active: Vec<u32>,
+    /// [T * K, intermediate]
+    middle: Vec<f32>,
+    /// The widest intermediate of any layer.
+    intermediate: usize,
+}
+
+/// A CPU that cannot be set up as asked.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {threads} compute threads: {source}")]
+pub struct ThreadsError {
+    threads: usize,
+    source: rayon::ThreadPoolBuildError,
+}
+
+impl Cpu {
+    /// `threads` compute threads with the best instruction set of this machine.
+    pub fn new(precision: Precision, threads: usize) -> Result<Self, ThreadsError> {
+        Self::with_isa(precision, threads, Isa::detect())
+    }
+
+    /// As [`Cpu::new`] with a given instruction set, which must be among [`Isa::available`].
+    pub fn with_isa(precision: Precision, threads: usize, isa: Isa) -> Result<Self, ThreadsError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("compute-{i}"))
+            .build()
+            .map_err(|source| ThreadsError { threads, source })?;
+        let scratch = (0..pool.current_num_threads()).map(|_| Scratch::default()).collect();
+        Ok(Cpu { precision, isa, pool: Arc::new(pool), scratch, experts: ExpertWork::default() })
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    fn reserve_rows(&mut self, width: usize) {
+        for scratch in &mut self.scratch {
+            scratch.rows.resize(scratch.rows.len().max(4 * width), 0.0);
+        }
+    }
+
+    fn product(
+        &mut self,
+        tokens: Tokens<'_>,
+        weight: &Linear,
+        out: &mut Buffer,
+        epilogue: Epilogue,
+        rounded: bool,
+    ) {
+        let isa = self.isa;
+        let precision = if rounded { self.precision } else { Precision::F32 };
+        let output = Output::new(&mut out.data, out.width);
+        let piece = |scratch: &mut Scratch, from: usize, to: usize| {
+            simd::rows(
+                isa,
+                weight,
+                from,
+                to,
+                tokens,
+                &mut scratch.rows,
+                &mut |r: usize, t: usize, y: f32| {
+                    // SAFETY: pieces have disjoint rows r, which are columns of the output.
+                    unsafe { output.apply(t, r, y, epilogue) }
+                },
+            );
+            if precision != Precision::F32 {
+                for t in 0..tokens.count {
+                    // SAFETY: as above: columns from..to belong to this piece.
+                    precision.round(unsafe { output.slice(t, from, to - from) });
+                }
+            }
+        };
+        let work = weight.rows * weight.cols * tokens.count;
+        split(&mut self.scratch, weight.rows, ROWS_PER_PIECE, work, piece);
+    }
+}
+
+/// Calls `piece(scratch, from, to)` over `0..count` in pieces, on the threads of the current pool when
+/// `work` multiply-adds are worth it.
+fn split(
+    scratch: &mut [Scratch],
+    count: usize,
+    per_piece: usize,
+    work: usize,
+    piece: impl Fn(&mut Scratch, usize, usize) + Sync,
+) {
+    let pieces = count.div_ceil(per_piece);
+    if work < PARALLEL_FROM || pieces < 2 || scratch.len() < 2 {
+        piece(&mut scratch[0], 0, count);
+        return;
+    }
+    // Each thread takes the next piece when it is done with one: a thread that the system delays then
+    // holds up one piece, not its share of the whole.
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    scratch.par_iter_mut().with_max_len(1).for_each(|scratch| {
+        loop {
+            let from = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) * per_piece;
+            if from >= count {
+                return;
+            }
+            piece(scratch, from, (from + per_piece).min(count));
+        }
+    });
+}
+
+impl Backend for Cpu {
+    type Linear = Linear;
+    type Vector = Vec<f32>;
+    type Experts = (Vec<Linear>, Vec<Linear>);
+    type Buffer = Buffer;
+    type Routes = Routes;
+    type State = State;
+
+    fn linear_from(&mut self, weight: Linear) -> Linear {
+        self.reserve_rows(weight.cols);
+        weight
+    }
+
+    fn vector_from(&mut self, values: Vec<f32>) -> Vec<f32> {
+        values
+    }
+
+    fn experts_from(&mut self, up: Vec<Linear>, down: Vec<Linear>) -> Self::Experts {
+        self.reserve_rows(up[0].cols.max(down[0].cols));
+        self.experts.intermediate = self.experts.intermediate.max(up[0].rows);
+        self.experts.starts.resize(self.experts.starts.len().max(up.len() + 1), 0);
+        self.experts.active.reserve(up.len());
+        for scratch in &mut self.scratch {
+            scratch.scores.resize(scratch.scores.len().max(2 * up.len()), 0.0);
+        }
+        (up, down)
+    }
+
+    fn buffer(&mut self, rows: usize, width: usize) -> Buffer {
+        Buffer::new(rows, width)
+    }
+
+    fn routes(&mut self, rows: usize, chosen: usize) -> Routes {
+        // The widest intermediate is known by now: experts are made before the workspace.
+        let work = &mut self.experts;
+        let pairs = (rows * chosen).max(work.pairs.len());
+        work.pairs.resize(pairs, 0);
+        work.middle.resize(pairs * work.intermediate, 0.0);
+        Routes::new(rows, chosen)
+    }
+
+    fn state(&mut self, plan: &StatePlan) -> State {
+        for scratch in &mut self.scratch {
+            scratch.scores.resize(scratch.scores.len().max(plan.blocks * plan.block_len), 0.0);
+        }
+        State::new(plan)
+    }
+
+    fn run<R: Send>(&mut self, step: impl FnOnce(&mut Self) -> R + Send) -> R {
+        // Inside the pool from the first operation to the last, so that no operation pays for entering it.
+        let pool = Arc::clone(&self.pool);
+        pool.install(|| step(self))
+    }
+
+    fn embed(&mut self, tokens: &[u32], table: &Linear, out: &mut Buffer) {
+        ops::embed::reference(table, tokens, out.rows_mut(tokens.len()));
+        self.precision.round(out.rows_mut(tokens.len()));
+    }
+
+    fn rms_norm(
+        &mut self,
+        tokens: usize,
+        x: &Buffer,
+        weight: &Vec<f32>,
+        eps: f32,
+        out: &mut Buffer,
+        column: usize,
+    ) {
+        let (isa, precision, width) = (self.isa, self.precision, x.width);
+        let output = Output::new(&mut out.data, out.width);
+        split(&mut self.scratch, tokens, 8, tokens * width, |_, from, to| {
+            for t in from..to {
+                // SAFETY: pieces have disjoint tokens, which are rows of the output.
+                let out = unsafe { output.slice(t, column, width) };
+                mixers::rms_norm(isa, x.row(t), weight, eps, out);
+                precision.round(out);
+            }
+        });
+    }
+
+    fn linear(&mut self, tokens: usize, weight: &Linear, x: &Buffer, out: &mut Buffer, epilogue: Epilogue) {
+        self.product(Tokens::all(x.rows(tokens), tokens), weight, out, epilogue, true);
+    }
+
+    fn conv(
+        &mut self,
+        inputs: &StepInputs,
+        layer: usize,
+        shape: &Mamba,
+        projected: &Buffer,
+        weight: &Vec<f32>,
+        bias: &Vec<f32>,
+        state: &mut State,
+        out: &mut Buffer,
+    ) {
+        let (precision, channels) = (self.precision, shape.conv_channels());
+        let rows = projected.rows(inputs.tokens.len());
+        let tail = Output::new(&mut state.conv[layer], channels);
+        let output = Output::new(&mut out.data, out.width);
+        let work = inputs.tokens.len() * channels * shape.conv_kernel * 4;
+        split(&mut self.scratch, channels, 256, work, |_, from, to| {
+            for sequence in &inputs.sequences {
+                // SAFETY: pieces have disjoint channels from..to of every row they touch.
+                unsafe {
+                    mixers::conv(shape, sequence, rows, weight, bias, tail, output, from, to, precision)
+                };
+            }
+        });
+    }
+
+    fn ssm(
+        &mut self,
+        inputs: &StepInputs,
+        layer: usize,
+        shape: &Mamba,
+        projected: &Buffer,
+        xbc: &Buffer,
+        heads: Heads<'_, Vec<f32>>,
+        state: &mut State,
+        out: &mut Buffer,
+    ) {
+        let isa = self.isa;
+        let tokens = inputs.tokens.len();
+        let (projected, xbc) = (projected.rows(tokens), xbc.rows(tokens));
+        let head_state = shape.head_dim * shape.state_size;
+        let states = Output::new(&mut state.ssm[layer], head_state);
+        let output = Output::new(&mut out.data, out.width);
+        let heads = ops::ssm::Heads { a_log: heads.a_log, d: heads.d, dt_bias: heads.dt_bias };
+        let count = inputs.sequences.len() * shape.heads;
+        let work = tokens * shape.heads * head_state * 2;
+        split(&mut self.scratch, count, 2, work, |_, from, to| {
+            for unit in from..to {
+                let (sequence, head) = (&inputs.sequences[unit / shape.heads], unit % shape.heads);
+                let row = sequence.slot as usize * shape.heads + head;
+                // SAFETY: one unit of work owns this head of this slot, and its columns of the output.
+                let state = unsafe { states.slice(row, 0, head_state) };
+                mixers::ssm(isa, shape, sequence, head, projected, xbc, heads, state, output);
+            }
+        });
+    }
+
+    fn gated_norm(
+        &mut self,
+        tokens: usize,
+        shape: &Mamba,
+        eps: f32,
+        projected: &Buffer,
+        weight: &Vec<f32>,
+        y: &mut Buffer,
+    ) {
+        let (isa, precision, d) = (self.isa, self.precision, shape.inner());
+        let groups = shape.groups;
+        let output = Output::new(&mut y.data, y.width);
+        split(&mut self.scratch, tokens * groups, 2, tokens * d * 16, |_, from, to| {
+            for unit in from..to {
+                let (t, columns) = (unit / groups, unit % groups * (d / groups));
+                // SAFETY: one unit of work owns one group of one token.
+                let y = unsafe { output.slice(t, columns, d / groups) };
+                let z = &projected.row(t)[columns..][..d / groups];
+                mixers::gated_norm(isa, z, &weight[columns..][..d / groups], eps, y);
+                precision.round(y);
+            }
+        });
+    }
+
+    fn attention(
+        &mut self,
+        inputs: &StepInputs,
+        layer: usize,
+        shape: &Attention,
+        q: &Buffer,
+        k: &Buffer,
+        v: &Buffer,
+        state: &mut State,
+        out: &mut Buffer,
+    ) {
+        let (isa, precision) = (self.isa, self.precision);
+        let pages = ops::attention::Pages::new(shape, state.block_len);
+        let (keys, values) = (&mut state.keys[layer], &mut state.values[layer]);
+        mixers::append(inputs, pages, k, keys, precision);
+        mixers::append(inputs, pages, v, values, precision);
+        let (keys, values): (&[f32], &[f32]) = (keys, values);
+        let output = Output::new(&mut out.data, out.width);
+        let work = ops::attention::cost(shape, inputs, 4).flops as usize / 2;
+        let count = inputs.tokens.len() * shape.heads;
+        split(&mut self.scratch, count, 1, work, |scratch, from, to| {
+            for unit in from..to {
+                let (token, head) = (unit / shape.heads, unit % shape.heads);
+                let owner = inputs.sequences.partition_point(|s| s.first as usize <= token) - 1;
+                let sequence = &inputs.sequences[owner];
+                let blocks = &inputs.blocks[sequence.first_block as usize..][..sequence.block_count as usize];
+                let query = &q.row(token)[head * shape.head_dim..][..shape.head_dim];
+                // SAFETY: one unit of work owns one head of one token.
+                let out = unsafe { output.slice(token, head * shape.head_dim, shape.head_dim) };
+                let visible = sequence.past as usize + token - sequence.first as usize + 1;
+                let kv_head = head / (shape.heads / shape.kv_heads);
+                let scores = &mut scratch.scores[..visible];
+                mixers::attend(isa, pages, blocks, kv_head, query, keys, values, scores, out);
+                precision.round(out);
+            }
+        });
+    }
+
+    fn route(
+        &mut self,
+        tokens: usize,
+        shape: &Moe,
+        u: &Buffer,
+        gate: &Linear,
+        bias: &Vec<f32>,
+        routes: &mut Routes,
+    ) {
+        let (isa, chosen, experts) = (self.isa, shape.experts_per_token, shape.experts);
+        let ids = IdsOutput(routes.ids.as_mut_ptr());
+        let weights = Output::new(&mut routes.weights, chosen);
+        split(&mut self.scratch, tokens, 4, tokens * gate.rows * gate.cols, |scratch, from, to| {
+            let Scratch { rows, scores } = scratch;
+            let (logits, selection) = scores.split_at_mut(experts);
+            for t in from..to {
+                let one = Tokens::all(u.row(t), 1);
+                simd::rows(isa, gate, 0, experts, one, rows, &mut |r: usize, _: usize, y: f32| logits[r] = y);
+                // SAFETY: pieces have disjoint tokens, which are rows of ids and weights.
+                let (ids, weights) = unsafe {
+                    (std::slice::from_raw_parts_mut(ids.at(t * chosen), chosen), weights.slice(t, 0, chosen))
+                };
+                ops::route::choose(shape, bias, logits, &mut selection[..experts], ids, weights);
+            }
+        });
+    }
+
+    fn experts(
+        &mut self,
+        tokens: usize,
+        shape: &Moe,
+        v: &Buffer,
+        routes: &Routes,
+        (up, down): &Self::Experts,
+        out: &mut Buffer,
+        epilogue: Epilogue,
+    ) {
+        let (isa, precision, chosen) = (self.isa, self.precision, shape.experts_per_token);
+        let ExpertWork { starts, pairs, active, middle, .. } = &mut self.experts;
+        sort_by_expert(&routes.ids[..tokens * chosen], shape.experts, starts, pairs, active);
+        let (starts, pairs, active) = (&starts[..], &pairs[..tokens * chosen], &active[..]);
+        let (width, inner) = (up[0].cols, shape.intermediate);
+        let range = |expert: u32| starts[expert as usize] as usize..starts[expert as usize + 1] as usize;
+        let work = tokens * chosen * width * inner;
+
+        // Up: pieces are (expert, rows), each expert's weights are read once for all who chose it.
+        let hidden = Output::new(&mut middle[..tokens * chosen * inner], inner);
+        let pieces = inner.div_ceil(ROWS_PER_PIECE);
+        split(&mut self.scratch, active.len() * pieces, 1, work, |scratch, from, to| {
+            for unit in from..to {
+                let (expert, rows) = (active[unit / pieces], unit % pieces * ROWS_PER_PIECE);
+                let pairs = &pairs[range(expert)];
+                let x = Tokens {
+                    x: v.rows(tokens),
+                    rows: Some(pairs),
+                    divisor: chosen as u32,
+                    count: pairs.len(),
+                };
+                let end = (rows + ROWS_PER_PIECE).min(inner);
+                let weight = &up[expert as usize];
+                let sink = &mut |r: usize, i: usize, y: f32| {
+                    // SAFETY: one unit of work owns these rows of this expert's pairs.
+                    unsafe { hidden.apply(pairs[i] as usize, r, relu2(y), Epilogue::Store) }
+                };
+                simd::rows(isa, weight, rows, end, x, &mut scratch.rows, sink);
+                if precision != Precision::F32 {
+                    for &pair in pairs {
+                        // SAFETY: as above.
+                        precision.round(unsafe { hidden.slice(pair as usize, rows, end - rows) });
+                    }
+                }
+            }
+        });
+
+        // Down: pieces are rows of the output; each walks the experts in order and adds in that order.
+        let middle = &middle[..tokens * chosen * inner];
+        let output = Output::new(&mut out.data, out.width);
+        split(&mut self.scratch, width, ROWS_PER_PIECE, work, |scratch, from, to| {
+            if epilogue == Epilogue::Store {
+                for t in 0..tokens {
+                    // SAFETY: pieces have disjoint columns from..to.
+                    unsafe { output.slice(t, from, to - from) }.fill(0.0);
+                }
+            }
+            for &expert in active {
+                let pairs = &pairs[range(expert)];
+                let x = Tokens { x: middle, rows: Some(pairs), divisor: 1, count: pairs.len() };
+                let weight = &down[expert as usize];
+                let sink = &mut |r: usize, i: usize, y: f32| {
+                    let pair = pairs[i] as usize;
+                    // SAFETY: pieces have disjoint rows r, which are columns of the output.
+                    unsafe { output.apply(pair / chosen, r, routes.weights[pair] * y, Epilogue::Add) }
+                };
+                simd::rows(isa, weight, from, to, x, &mut scratch.rows, sink);
+            }
+            if precision != Precision::F32 {
+                for t in 0..tokens {
+                    // SAFETY: as above.
+                    precision.round(unsafe { output.slice(t, from, to - from) });
+                }
+            }
+        });
+    }
+
+    fn gather(&mut self, rows: &[u32], x: &Buffer, out: &mut Buffer) {
+        for (i, &row) in rows.iter().enumerate() {
+            out.row_mut(i).copy_from_slice(x.row(row as usize));
+        }
+    }
+
+    fn logits(&mut self, rows: usize, weight: &Linear, x: &Buffer, out: &mut Buffer) {
+        self.product(Tokens::all(x.rows(rows), rows), weight, out, Epilogue::Store, false);
+    }
+
+    fn read<'a>(&'a mut self, rows: usize, buffer: &'a Buffer) -> &'a [f32] {
+        buffer.rows(rows)
+    }
+}
+
+/// Counting sort of pairs (token, choice) by the expert they chose.
+fn sort_by_expert(ids: &[u32], experts: usize, starts: &mut [u32], pairs: &mut [u32], active: &mut Vec<u32>) {
+    let starts = &mut starts[..experts + 1];
+    starts.fill(0);
+    for &id in ids {
+        starts[id as usize + 1] += 1;
+    }
+    active.clear();
+    for expert in 0..experts {
+        if starts[expert + 1] > 0 {
+            active.push(expert as u32);
+        }
+        starts[expert + 1] += starts[expert];
+    }
+    // Filling moves each start to its end; walking back afterwards would cost a second array, so fill from
+    // the back: the last pair of an expert goes to its end, and `starts` ends up where it began.
+    for (pair, &id) in ids.iter().enumerate().rev() {
+        let end = &mut starts[id as usize + 1];
+        *end -= 1;
+        pairs[*end as usize] = pair as u32;
+    }
+    // Now starts[e + 1] is where expert e begins: shift the array down by one.
+    starts.copy_within(1.., 0);
+    starts[experts] = ids.len() as u32;
+}
+
+/// A pointer that threads may share to write disjoint elements.
+#[derive(Clone, Copy)]
+struct IdsOutput(*mut u32);
+
+// SAFETY: callers write disjoint elements only.
+unsafe impl Send for IdsOutput {}
+// SAFETY: as for Send.
+unsafe impl Sync for IdsOutput {}
+
+impl IdsOutput {
+    fn at(self, index: usize) -> *mut u32 {
+        // Wrapping: the caller's slice bounds are what makes the result valid.
+        self.0.wrapping_add(index)
+    }
+}

@@ -1,0 +1,344 @@
+//! The instruction sets of the CPU backend, chosen once at start.
+//!
+//! [`tile`] is the one hot loop: R rows of a weight, decoded from their stored form in registers, against T
+//! tokens. Each (row, token) pair has 16 running sums in a fixed order, so its bits depend neither on how
+//! many tokens share the step nor on how rows are split among threads.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use crate::ops::linear::Epilogue;
+use crate::weights::codec::{e2m1_to_f32, e4m3_to_f32};
+use crate::weights::{Format, Linear};
+
+/// Every E4M3 code as f32: block scales are looked up.
+static E4M3: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut code = 0;
+    while code < 256 {
+        table[code] = e4m3_to_f32(code as u8);
+        code += 1;
+    }
+    table
+};
+
+/// Every E2M1 code as f32: one register's worth.
+static E2M1: [f32; 16] = {
+    let mut table = [0.0; 16];
+    let mut code = 0;
+    while code < 16 {
+        table[code] = e2m1_to_f32(code as u8);
+        code += 1;
+    }
+    table
+};
+
+/// An instruction set this process can use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    Portable,
+    /// AVX2, FMA and F16C
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL
+    Avx512,
+    Neon,
+}
+
+impl Isa {
+    /// The best one this machine has.
+    pub fn detect() -> Isa {
+        Isa::available().last().copied().unwrap_or(Isa::Portable)
+    }
+
+    /// All that this machine has, slowest first; tests run each of them.
+    pub fn available() -> Vec<Isa> {
+        let mut all = vec![Isa::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            if avx2 {
+                all.push(Isa::Avx2);
+            }
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if avx2 && avx512 {
+                all.push(Isa::Avx512);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        all.push(Isa::Neon);
+        all
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Neon => "neon",
+        }
+    }
+}
+
+/// Compiles one portable body for every instruction set and calls the chosen one.
+///
+/// The body is `#[inline(always)]` and takes `const FMA: bool`: whether `mul_add` is one instruction.
+macro_rules! versions {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident = $body:ident($($arg:ident: $ty:ty),* $(,)?)) => {
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name(isa: $crate::backend::cpu::simd::Isa, $($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn avx2($($arg: $ty),*) {
+                    $body::<true>($($arg),*)
+                }
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+                fn avx512($($arg: $ty),*) {
+                    $body::<true>($($arg),*)
+                }
+                match isa {
+                    // SAFETY: `Isa::available` lists a set only after the CPU reported its features.
+                    $crate::backend::cpu::simd::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::backend::cpu::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    _ => {}
+                }
+            }
+            #[cfg(target_arch = "aarch64")]
+            if isa == $crate::backend::cpu::simd::Isa::Neon {
+                return $body::<true>($($arg),*);
+            }
+            let _ = isa;
+            $body::<false>($($arg),*)
+        }
+    };
+}
+pub(crate) use versions;
+
+/// a * b + c, fused where that is one instruction. Without hardware FMA `mul_add` is a library call.
+#[inline(always)]
+pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// 16 running sums, added up in a fixed tree.
+#[inline(always)]
+pub fn reduce(mut lanes: [f32; 16]) -> f32 {
+    let mut width = 8;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Rows of tokens that share one product: token i's operand is row `index(i)` of `x`, its result row
+/// `index_out(i)` of the output.
+#[derive(Clone, Copy)]
+pub struct Tokens<'a> {
+    pub x: &'a [f32],
+    /// Which rows of `x`; all of them in order where `None`.
+    pub rows: Option<&'a [u32]>,
+    /// Divides `rows` entries: pair p of token t is `t * K + j`, and its operand is row p / K.
+    pub divisor: u32,
+    pub count: usize,
+}
+
+impl<'a> Tokens<'a> {
+    pub fn all(x: &'a [f32], count: usize) -> Self {
+        Tokens { x, rows: None, divisor: 1, count }
+    }
+
+    #[inline(always)]
+    pub fn row(&self, i: usize, width: usize) -> &'a [f32] {
+        let row = self.rows.map_or(i, |rows| (rows[i] / self.divisor) as usize);
+        &self.x[row * width..][..width]
+    }
+}
+
+/// What a [`Sink`] is told: row `r` of the weight times token `i` is `y`.
+pub trait Sink {
+    fn put(&mut self, r: usize, i: usize, y: f32);
+}
+
+impl<F: FnMut(usize, usize, f32)> Sink for F {
+    #[inline(always)]
+    fn put(&mut self, r: usize, i: usize, y: f32) {
+        self(r, i, y)
+    }
+}
+
+/// Products of rows `from..to` of `weight` with every token, handed to `sink` as they are ready.
+/// `scratch` [4 * cols] holds decoded rows when there are enough tokens to pay for decoding once.
+pub fn rows(
+    isa: Isa,
+    weight: &Linear,
+    from: usize,
+    to: usize,
+    tokens: Tokens<'_>,
+    scratch: &mut [f32],
+    sink: &mut impl Sink,
+) {
+    const ROWS: usize = 4;
+    /// From here on a decoded copy in the L1 cache is cheaper than decoding again.
+    const DECODE_ONCE: usize = 8;
+    let width = weight.cols;
+    let mut r = from;
+    while r < to {
+        let count = ROWS.min(to - r);
+        if tokens.count >= DECODE_ONCE && !matches!(weight.format, Format::F32) {
+            let scratch = &mut scratch[..count * width];
+            for (i, row) in scratch.chunks_exact_mut(width).enumerate() {
+                decode(isa, weight, r + i, row);
+            }
+            let decoded = Rows::F32(bytemuck_cast(scratch));
+            token_tiles(isa, &decoded, weight_scale(weight), 0, count, width, tokens, &mut |i, t, y| {
+                sink.put(r + i, t, y)
+            });
+        } else {
+            let stored = Rows::of(weight);
+            token_tiles(isa, &stored, weight_scale(weight), r, count, width, tokens, &mut |i, t, y| {
+                sink.put(r + i, t, y)
+            });
+        }
+        r += count;
+    }
+}
+
+/// Runs tiles of at most 4 tokens over `count` rows from `first`.
+#[allow(clippy::too_many_arguments)]
+fn token_tiles(
+    isa: Isa,
+    rows: &Rows<'_>,
+    scale: f32,
+    first: usize,
+    count: usize,
+    width: usize,
+    tokens: Tokens<'_>,
+    sink: &mut impl FnMut(usize, usize, f32),
+) {
+    let mut sums = [[0.0f32; 4]; 4];
+    let mut t = 0;
+    while t < tokens.count {
+        let batch = (tokens.count - t).min(4);
+        let mut x = [tokens.row(t, width); 4];
+        for (i, x) in x.iter_mut().enumerate().take(batch) {
+            *x = tokens.row(t + i, width);
+        }
+        tile(isa, rows, first, count, width, &x[..batch], &mut sums);
+        for (i, sums) in sums.iter().enumerate().take(count) {
+            for (j, &sum) in sums.iter().enumerate().take(batch) {
+                sink(i, t + j, sum * scale);
+            }
+        }
+        t += batch;
+    }
+}
+
+/// The factor left out of the running sums and applied to their total.
+fn weight_scale(weight: &Linear) -> f32 {
+    match weight.format {
+        Format::Fp8 { scale } => scale,
+        Format::Nvfp4 { global_scale, .. } => global_scale,
+        _ => 1.0,
+    }
+}
+
+/// Rows of a weight in the form [`tile`] reads. Scales per tensor are not applied here.
+#[derive(Clone, Copy)]
+pub enum Rows<'a> {
+    F32(&'a [u8]),
+    F16(&'a [u8]),
+    Bf16(&'a [u8]),
+    Fp8(&'a [u8]),
+    Nvfp4 { codes: &'a [u8], scales: &'a [u8] },
+}
+
+impl<'a> Rows<'a> {
+    fn of(weight: &'a Linear) -> Rows<'a> {
+        match &weight.format {
+            Format::F32 => Rows::F32(&weight.data),
+            Format::F16 => Rows::F16(&weight.data),
+            Format::BF16 => Rows::Bf16(&weight.data),
+            Format::Fp8 { .. } => Rows::Fp8(&weight.data),
+            Format::Nvfp4 { scales, .. } => Rows::Nvfp4 { codes: &weight.data, scales },
+        }
+    }
+}
+
+fn bytemuck_cast(values: &[f32]) -> &[u8] {
+    // SAFETY: any f32 is four plain bytes, u8 has no alignment, and the length is the slice's own.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// sums[i][j] = row (first + i) · x[j], for `count` rows and up to 4 tokens of `width` numbers.
+fn tile(
+    isa: Isa,
+    rows: &Rows<'_>,
+    first: usize,
+    count: usize,
+    width: usize,
+    x: &[&[f32]],
+    sums: &mut [[f32; 4]; 4],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
+        return avx512::tile(rows, first, count, width, x, sums);
+    }
+    portable::tile(isa, *rows, first, count, width, x, sums);
+}
+
+/// One row as f32, without the scale per tensor: the same numbers [`tile`] multiplies.
+fn decode(isa: Isa, weight: &Linear, row: usize, out: &mut [f32]) {
+    portable::decode(isa, Rows::of(weight), row, out);
+}
+
+/// Applies an epilogue from several threads at once, each writing its own columns of the same rows.
+#[derive(Clone, Copy)]
+pub struct Output {
+    data: *mut f32,
+    len: usize,
+    width: usize,
+}
+
+// SAFETY: `add` writes through `data`, and callers split rows among threads so that no element has two writers.
+unsafe impl Send for Output {}
+// SAFETY: as for Send.
+unsafe impl Sync for Output {}
+
+impl Output {
+    /// `data` [rows, width]
+    pub fn new(data: &mut [f32], width: usize) -> Self {
+        Output { data: data.as_mut_ptr(), len: data.len(), width }
+    }
+
+    /// # Safety
+    /// No other thread may touch element `(row, column)` meanwhile, and the slice must still be borrowed.
+    #[inline(always)]
+    pub unsafe fn apply(self, row: usize, column: usize, y: f32, epilogue: Epilogue) {
+        let at = row * self.width + column;
+        debug_assert!(column < self.width && at < self.len);
+        // SAFETY: in bounds by the assertion's condition, unshared by the caller's promise.
+        unsafe { epilogue.apply(y, &mut *self.data.add(at)) }
+    }
+
+    /// # Safety
+    /// As for [`Output::apply`], for `len` elements from `(row, column)`.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice<'a>(self, row: usize, column: usize, len: usize) -> &'a mut [f32] {
+        let at = row * self.width + column;
+        assert!(at + len <= self.len);
+        // SAFETY: in bounds by the assertion, unshared by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
+    }
+}

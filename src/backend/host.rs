@@ -1,0 +1,97 @@
+//! What the backends that compute in host memory share: buffers, routes and the state pool.
+
+use half::bf16;
+
+use super::{Precision, StatePlan};
+use crate::ops::attention::Pages;
+
+/// `[rows, width]` f32, row-major.
+pub struct Buffer {
+    pub width: usize,
+    pub data: Box<[f32]>,
+}
+
+impl Buffer {
+    pub fn new(rows: usize, width: usize) -> Self {
+        Buffer { width, data: vec![0.0; rows * width].into() }
+    }
+
+    pub fn rows(&self, count: usize) -> &[f32] {
+        &self.data[..count * self.width]
+    }
+
+    pub fn rows_mut(&mut self, count: usize) -> &mut [f32] {
+        &mut self.data[..count * self.width]
+    }
+
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.data[index * self.width..][..self.width]
+    }
+
+    pub fn row_mut(&mut self, index: usize) -> &mut [f32] {
+        &mut self.data[index * self.width..][..self.width]
+    }
+}
+
+/// Chosen experts `[T, K]` and their weights.
+pub struct Routes {
+    pub chosen: usize,
+    pub ids: Box<[u32]>,
+    pub weights: Box<[f32]>,
+}
+
+impl Routes {
+    pub fn new(rows: usize, chosen: usize) -> Self {
+        Routes { chosen, ids: vec![0; rows * chosen].into(), weights: vec![0.0; rows * chosen].into() }
+    }
+}
+
+/// States by slot and pages by block, all f32; under [`Precision::Bf16`] what is kept was rounded.
+pub struct State {
+    /// Per Mamba layer `[slots, K-1, c]`.
+    pub conv: Vec<Box<[f32]>>,
+    /// Per Mamba layer `[slots, H, P, N]`.
+    pub ssm: Vec<Box<[f32]>>,
+    /// Per attention layer `[blocks, kv, block_len, D]`.
+    pub keys: Vec<Box<[f32]>>,
+    pub values: Vec<Box<[f32]>>,
+    pub block_len: usize,
+}
+
+impl State {
+    pub fn new(plan: &StatePlan) -> Self {
+        let zeros = |len: usize| vec![0.0f32; len].into_boxed_slice();
+        let pages = |a| plan.blocks * Pages::new(a, plan.block_len).block_size();
+        State {
+            conv: plan
+                .mamba
+                .iter()
+                .map(|m| zeros(plan.slots * (m.conv_kernel - 1) * m.conv_channels()))
+                .collect(),
+            ssm: plan.mamba.iter().map(|m| zeros(plan.slots * m.inner() * m.state_size)).collect(),
+            keys: plan.attention.iter().map(|a| zeros(pages(a))).collect(),
+            values: plan.attention.iter().map(|a| zeros(pages(a))).collect(),
+            block_len: plan.block_len,
+        }
+    }
+}
+
+impl Precision {
+    /// Rounds what an operation stored.
+    #[inline]
+    pub fn round(self, values: &mut [f32]) {
+        if self == Precision::Bf16 {
+            for value in values {
+                *value = bf16::from_f32(*value).to_f32();
+            }
+        }
+    }
+
+    /// One number as the cache keeps it.
+    pub fn store(self) -> fn(f32) -> f32 {
+        match self {
+            Precision::F32 => |x| x,
+            Precision::Bf16 => |x| bf16::from_f32(x).to_f32(),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The interpreter that computes nothing: it writes down each operation with its shape and its bytes.
+//! `plan`, the benches and the snapshot tests read the step of a model from it, without the weights.
+
+use super::{Backend, Heads, StatePlan, StepInputs};
+use crate::model::config::{Attention, Mamba, Moe};
+use crate::ops::{self, Cost, linear::Epilogue};
+use crate::weights::Linear;
+
+/// One operation of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub op: &'static str,
+    /// As people write it: `[1, 128] -> [1, 2576] bf16`.
+    pub shape: String,
+    pub cost: Cost,
+}
+
+/// Collects [`Record`]s. Cached numbers are counted as `cache_bytes` wide.
+pub struct Trace {
+    pub records: Vec<Record>,
+    cache_bytes: usize,
+}
+
+impl Trace {
+    /// `cache_bytes` is the width of one cached K or V number.
+    pub fn new(cache_bytes: usize) -> Self {
+        Trace { records: Vec::new(), cache_bytes }
+    }
+
+    pub fn total(&self) -> Cost {
+        let mut total = Cost::default();
+        self.records.iter().for_each(|r| total += r.cost);
+        total
+    }
+
+    fn note(&mut self, op: &'static str, shape: String, cost: Cost) {
+        self.records.push(Record { op, shape, cost });
+    }
+}
+
+fn arrow(tokens: usize, weight: &Linear) -> String {
+    format!("[{tokens}, {}] -> [{tokens}, {}] {}", weight.cols, weight.rows, weight.kind().name())
+}
+
+impl Backend for Trace {
+    type Linear = Linear;
+    type Vector = usize;
+    type Experts = (Linear, Linear);
+    type Buffer = usize;
+    type Routes = ();
+    type State = ();
+
+    fn linear_from(&mut self, weight: Linear) -> Linear {
+        weight
+    }
+
+    fn vector_from(&mut self, values: Vec<f32>) -> usize {
+        values.len()
+    }
+
+    fn experts_from(&mut self, mut up: Vec<Linear>, mut down: Vec<Linear>) -> (Linear, Linear) {
+        (up.swap_remove(0), down.swap_remove(0))
+    }
+
+    fn buffer(&mut self, _rows: usize, width: usize) -> usize {
+        width
+    }
+
+    fn routes(&mut self, _rows: usize, _chosen: usize) {}
+
+    fn state(&mut self, _plan: &StatePlan) {}
+
+    fn embed(&mut self, tokens: &[u32], table: &Linear, _out: &mut usize) {
+        let shape = format!("[{}] -> [{}, {}]", tokens.len(), tokens.len(), table.cols);
+        self.note("embed", shape, ops::embed::cost(tokens.len(), table));
+    }
+
+    fn rms_norm(&mut self, tokens: usize, x: &usize, _: &usize, _: f32, _: &mut usize, _: usize) {
+        self.note("rms_norm", format!("[{tokens}, {x}]"), ops::rms_norm::cost(tokens, *x));
+    }
+
+    fn linear(&mut self, tokens: usize, weight: &Linear, _: &usize, _: &mut usize, epilogue: Epilogue) {
+        let op = match epilogue {
+            Epilogue::Store => "linear",
+            Epilogue::Relu2 => "linear+relu2",
+            Epilogue::Add => "linear+add",
+        };
+        self.note(op, arrow(tokens, weight), ops::linear::cost(tokens, weight));
+    }
+
+    fn conv(
+        &mut self,
+        inputs: &StepInputs,
+        _: usize,
+        shape: &Mamba,
+        _: &usize,
+        _: &usize,
+        _: &usize,
+        _: &mut (),
+        _: &mut usize,
+    ) {
+        let (tokens, sequences) = (inputs.tokens.len(), inputs.sequences.len());
+        let text = format!("[{tokens}, {}] taps {}", shape.conv_channels(), shape.conv_kernel);
+        self.note("conv", text, ops::conv::cost(shape, tokens, sequences));
+    }
+
+    fn ssm(
+        &mut self,
+        inputs: &StepInputs,
+        _: usize,
+        shape: &Mamba,
+        _: &usize,
+        _: &usize,
+        _: Heads<'_, usize>,
+        _: &mut (),
+        _: &mut usize,
+    ) {
+        let (tokens, sequences) = (inputs.tokens.len(), inputs.sequences.len());
+        let Mamba { heads, head_dim, state_size, .. } = shape;
+        let text = format!("[{tokens}] state [{sequences}, {heads}, {head_dim}, {state_size}]");
+        self.note("ssm", text, ops::ssm::cost(shape, tokens, sequences));
+    }
+
+    fn gated_norm(&mut self, tokens: usize, shape: &Mamba, _: f32, _: &usize, _: &usize, _: &mut usize) {
+        let text = format!("[{tokens}, {}] groups {}", shape.inner(), shape.groups);
+        self.note("gated_norm", text, ops::gated_norm::cost(shape, tokens));
+    }
+
+    fn attention(
+        &mut self,
+        inputs: &StepInputs,
+        _: usize,
+        shape: &Attention,
+        _: &usize,
+        _: &usize,
+        _: &usize,
+        _: &mut (),
+        _: &mut usize,
+    ) {
+        let Attention { heads, kv_heads, head_dim } = shape;
+        let past: u32 = inputs.sequences.iter().map(|s| s.past).sum();
+        let text = format!("[{}, {heads}/{kv_heads}, {head_dim}] past {past}", inputs.tokens.len());
+        self.note("attention", text, ops::attention::cost(shape, inputs, self.cache_bytes));
+    }
+
+    fn route(&mut self, tokens: usize, shape: &Moe, _: &usize, gate: &Linear, _: &usize, _: &mut ()) {
+        let text = format!("[{tokens}, {}] top {} of {}", gate.cols, shape.experts_per_token, shape.experts);
+        self.note("route", text, ops::route::cost(shape, gate.cols, gate.bytes(), tokens));
+    }
+
+    fn experts(
+        &mut self,
+        tokens: usize,
+        shape: &Moe,
+        _: &usize,
+        _: &(),
+        (up, down): &(Linear, Linear),
+        _: &mut usize,
+        _: Epilogue,
+    ) {
+        let distinct = (tokens * shape.experts_per_token).min(shape.experts);
+        let text = format!(
+            "[{tokens}, {}] -> {} -> {} {}, {distinct} experts",
+            up.cols,
+            up.rows,
+            down.rows,
+            up.kind().name()
+        );
+        self.note("experts", text, ops::experts::cost(shape, up, down, tokens, distinct));
+    }
+
+    fn gather(&mut self, rows: &[u32], x: &usize, _: &mut usize) {
+        let cost = Cost { activations: (rows.len() * x * 8) as u64, ..Cost::default() };
+        self.note("gather", format!("[{}, {x}]", rows.len()), cost);
+    }
+
+    fn logits(&mut self, rows: usize, weight: &Linear, _: &usize, _: &mut usize) {
+        self.note("logits", arrow(rows, weight), ops::linear::cost(rows, weight));
+    }
+
+    fn read<'a>(&'a mut self, _: usize, _: &'a usize) -> &'a [f32] {
+        &[]
+    }
+}

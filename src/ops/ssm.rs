@@ -1,0 +1,115 @@
+//! The Mamba-2 recurrence: per head `S = exp(dt A) S + dt x Bᵀ`, `y = S C + D x`.
+//! Source: Dao and Gu 2024, arXiv 2405.21060; spec nemotron-h §2.3 steps 3 to 6.
+
+use super::{Cost, softplus};
+use crate::backend::SequenceInputs;
+use crate::model::config::Mamba;
+
+/// Per-head constants of a mixer, [H] each, f32.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads<'a> {
+    pub a_log: &'a [f32],
+    pub d: &'a [f32],
+    pub dt_bias: &'a [f32],
+}
+
+/// dt of one head after bias, softplus and the limit, which is (0, inf) in every release.
+///
+/// It is not clamped at `time_step_min`: transformers does that in its prefill, and then its own decode
+/// disagrees with it.
+#[inline]
+pub fn step_size(raw: f32, bias: f32, limit: (f32, f32)) -> f32 {
+    softplus(raw + bias).clamp(limit.0, limit.1)
+}
+
+/// `projected` [T, 2d + 2GN + H], of which the last H columns are dt · `xbc` [T, c] after the convolution ·
+/// `state` [slots, H, P, N], in place · `out` [T, d].
+pub fn reference(
+    shape: &Mamba,
+    sequences: &[SequenceInputs],
+    projected: &[f32],
+    xbc: &[f32],
+    heads: Heads<'_>,
+    state: &mut [f32],
+    out: &mut [f32],
+) {
+    let &Mamba { heads: h, head_dim: p, state_size: n, groups, .. } = shape;
+    let (d, c) = (shape.inner(), shape.conv_channels());
+    for sequence in sequences {
+        let slot = &mut state[sequence.slot as usize * d * n..][..d * n];
+        if sequence.past == 0 {
+            slot.fill(0.0);
+        }
+        for token in (sequence.first..sequence.first + sequence.count).map(|t| t as usize) {
+            let dt_raw = &projected[token * shape.projection() + d + c..][..h];
+            let row = &xbc[token * c..][..c];
+            for head in 0..h {
+                let group = head / (h / groups);
+                let b = &row[d + group * n..][..n];
+                let cc = &row[d + groups * n + group * n..][..n];
+                let dt = f64::from(step_size(dt_raw[head], heads.dt_bias[head], shape.dt_limit));
+                let decay = (-f64::from(heads.a_log[head]).exp() * dt).exp();
+                for i in 0..p {
+                    let x = f64::from(row[head * p + i]);
+                    let s = &mut slot[(head * p + i) * n..][..n];
+                    let mut y = f64::from(heads.d[head]) * x;
+                    for j in 0..n {
+                        let value = decay * f64::from(s[j]) + dt * x * f64::from(b[j]);
+                        s[j] = value as f32;
+                        y += value * f64::from(cc[j]);
+                    }
+                    out[token * d + head * p + i] = y as f32;
+                }
+            }
+        }
+    }
+}
+
+/// The state is read and written once per step, however many tokens the step has.
+pub fn cost(shape: &Mamba, tokens: usize, sequences: usize) -> Cost {
+    let state = shape.inner() * shape.state_size;
+    Cost {
+        weights: (shape.heads * 3 * 2) as u64,
+        state: (sequences * 2 * state * 4) as u64,
+        activations: (tokens * (shape.conv_channels() + shape.heads + shape.inner()) * 4) as u64,
+        flops: (tokens * state * 6) as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Spec nemotron-h §12, vector 1.
+    #[test]
+    fn published_vector_of_one_head() {
+        let shape = Mamba {
+            heads: 1,
+            head_dim: 1,
+            state_size: 1,
+            groups: 1,
+            conv_kernel: 4,
+            conv_bias: true,
+            dt_limit: (0.0, f32::INFINITY),
+        };
+        let sequence =
+            SequenceInputs { slot: 0, first: 0, count: 2, past: 0, first_block: 0, block_count: 0 };
+        // z, x, B, C, dt; only dt is read from the projection.
+        let projected = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
+        let xbc = [1.0, 1.0, 2.0, 2.0, 0.5, 1.0];
+        let mut state = [9.0];
+        let mut out = [0.0; 2];
+        let heads = Heads { a_log: &[0.0], d: &[0.5], dt_bias: &[0.5] };
+        reference(&shape, &[sequence], &projected, &xbc, heads, &mut state, &mut out);
+        assert!((out[0] - 2.448_154).abs() < 1e-6, "{out:?}");
+        assert!((out[1] - 2.879_109_8).abs() < 1e-6, "{out:?}");
+        assert!((state[0] - 1.879_109_8).abs() < 1e-6, "{state:?}");
+    }
+
+    #[test]
+    fn dt_is_not_clamped_from_below() {
+        let dt = step_size(-20.0, 0.0, (0.0, f32::INFINITY));
+        assert!(dt > 0.0 && dt < 1e-8, "{dt}");
+        assert_eq!(step_size(-20.0, 0.0, (0.001, 0.1)), 0.001);
+    }
+}

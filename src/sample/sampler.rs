@@ -1,0 +1,274 @@
+//! One sequence's way of drawing ids.
+
+use super::select::{Candidate, better, nucleus, top};
+use super::{SamplingParams, TokenLogprobs, math, philox};
+
+/// Why no id could be drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The fault is the model's, not the request's.
+    #[error("the logits are not finite")]
+    NotFinite,
+    /// The request's rules exclude each other: for example, only stop ids are allowed before `min_tokens`.
+    #[error("no id is allowed")]
+    NothingAllowed,
+}
+
+/// Scratch of one draw, shared by all sequences of an engine. Nothing in it outlives the draw.
+#[derive(Debug)]
+pub struct Workspace {
+    /// [V] logits under the request's rules, then weights relative to the best.
+    scores: Vec<f32>,
+    /// At most V.
+    candidates: Vec<Candidate>,
+}
+
+impl Workspace {
+    /// For rows of `vocab` logits. The only allocation of this room, apart from the sequences' own counts.
+    pub fn new(vocab: usize) -> Self {
+        Self { scores: vec![0.0; vocab], candidates: Vec::with_capacity(vocab) }
+    }
+}
+
+/// Draws the ids of one sequence. The rules apply in vLLM's order (v1/sample/sampler.py), for clients tune
+/// their values against it:
+///
+/// 1. ids not in `allowed_ids` are masked, 2. stop ids too until `min_tokens` are drawn, 3. `logit_bias` is added
+///    (a masked id stays masked), 4. repetition, frequency and presence penalties;
+/// 5. with temperature 0 the greatest wins, of equals the lowest id; else 6. temperature, 7. `min_p` relative to
+///    the best, 8. `top_k` (exactly k: of equals the lowest ids), 9. `top_p` of what is left, 10. the draw.
+///
+/// The draw inverts the distribution, ids ascending, at one uniform number that depends on the seed and the
+/// position alone: not on the batch, the chunking, or how many numbers were drawn before.
+#[derive(Debug)]
+pub struct Sampler {
+    params: SamplingParams,
+    stop_ids: Vec<u32>,
+    min_tokens: usize,
+    generated: usize,
+    /// Kept only if a penalty needs it.
+    counts: Option<Counts>,
+}
+
+impl Sampler {
+    /// `params` must have passed [`SamplingParams::check`] against `vocab`, and all ids be below it.
+    /// Allocates what `max_tokens` accepted ids can need.
+    pub fn new(
+        params: SamplingParams,
+        stop_ids: Vec<u32>,
+        min_tokens: usize,
+        prompt: &[u32],
+        max_tokens: usize,
+        vocab: usize,
+    ) -> Self {
+        let penalised = params.repetition_penalty != 1.0
+            || params.frequency_penalty != 0.0
+            || params.presence_penalty != 0.0;
+        let counts = penalised.then(|| Counts::new(prompt, max_tokens, vocab));
+        Self { params, stop_ids, min_tokens, generated: 0, counts }
+    }
+
+    /// The id at `position` of the sequence, from the logits [V] that its predecessor gave.
+    pub fn sample(&self, workspace: &mut Workspace, logits: &[f32], position: u64) -> Result<u32, Failure> {
+        if !math::all_finite(logits) {
+            return Err(Failure::NotFinite);
+        }
+        let greedy = self.params.temperature == 0.0;
+        if greedy && !self.has_rules() {
+            return math::argmax(logits).ok_or(Failure::NothingAllowed);
+        }
+        self.apply_rules(workspace, logits);
+        if greedy {
+            return math::argmax(&workspace.scores).ok_or(Failure::NothingAllowed);
+        }
+        let best = math::max(&workspace.scores);
+        if best == f32::NEG_INFINITY {
+            return Err(Failure::NothingAllowed);
+        }
+        self.weigh(workspace, best);
+        self.cut(workspace);
+        draw(&workspace.scores, philox::uniform(self.params.seed, position)).ok_or(Failure::NothingAllowed)
+    }
+
+    /// Notes that `id` became part of the sequence.
+    pub fn accept(&mut self, id: u32) {
+        self.generated += 1;
+        if let Some(counts) = &mut self.counts {
+            counts.add_output(id);
+        }
+    }
+
+    /// Ids accepted so far.
+    pub fn generated(&self) -> usize {
+        self.generated
+    }
+
+    /// The id ends the sequence.
+    pub fn stops(&self, id: u32) -> bool {
+        self.stop_ids.contains(&id)
+    }
+
+    /// Alternatives wanted with each id; `None` if no log-probabilities are wanted at all.
+    pub fn logprobs(&self) -> Option<usize> {
+        self.params.logprobs.map(|count| count as usize)
+    }
+
+    fn holds_stop_ids_back(&self) -> bool {
+        self.generated < self.min_tokens && !self.stop_ids.is_empty()
+    }
+
+    fn has_rules(&self) -> bool {
+        let SamplingParams { allowed_ids, logit_bias, .. } = &self.params;
+        allowed_ids.is_some() || !logit_bias.is_empty() || self.counts.is_some() || self.holds_stop_ids_back()
+    }
+
+    /// Steps 1 to 4: `scores` become the logits as the request wants them, masked ids −∞.
+    fn apply_rules(&self, workspace: &mut Workspace, logits: &[f32]) {
+        let scores = &mut workspace.scores;
+        let SamplingParams { allowed_ids, logit_bias, .. } = &self.params;
+        match allowed_ids {
+            None => scores.copy_from_slice(logits),
+            Some(allowed) => {
+                scores.fill(f32::NEG_INFINITY);
+                for &id in allowed {
+                    scores[id as usize] = logits[id as usize];
+                }
+            }
+        }
+        if self.holds_stop_ids_back() {
+            for &id in &self.stop_ids {
+                scores[id as usize] = f32::NEG_INFINITY;
+            }
+        }
+        for &(id, bias) in logit_bias {
+            scores[id as usize] += bias;
+        }
+        if let Some(counts) = &self.counts {
+            let repetition = self.params.repetition_penalty;
+            for &id in &counts.seen {
+                let score = &mut scores[id as usize];
+                *score = if *score > 0.0 { *score / repetition } else { *score * repetition };
+                let count = counts.outputs[id as usize];
+                if count > 0 {
+                    *score -= self.params.frequency_penalty * count as f32 + self.params.presence_penalty;
+                }
+            }
+        }
+    }
+
+    /// Steps 6 and 7: `scores` become weights, 1 for the best, 0 for what is masked or below `min_p`.
+    fn weigh(&self, workspace: &mut Workspace, best: f32) {
+        let sharpness = 1.0 / self.params.temperature;
+        for score in &mut workspace.scores {
+            *score = math::exp((*score - best) * sharpness);
+        }
+        let min_p = self.params.min_p;
+        if min_p > 0.0 {
+            for weight in &mut workspace.scores {
+                *weight = if *weight < min_p { 0.0 } else { *weight };
+            }
+        }
+    }
+
+    /// Steps 8 and 9: weights outside the best k, then outside the nucleus, become 0.
+    fn cut(&self, workspace: &mut Workspace) {
+        let Workspace { scores: weights, candidates } = workspace;
+        let (top_k, top_p) = (self.params.top_k as usize, f64::from(self.params.top_p));
+        let by_count = top_k > 0 && top_k < weights.len();
+        if !by_count && top_p >= 1.0 {
+            return;
+        }
+        let mass = if by_count {
+            top(weights, top_k, 0.0, candidates);
+            math::sum(candidates.iter().map(|candidate| candidate.value))
+        } else {
+            let mass = math::sum(weights.iter().copied());
+            // All V weights below (1 - p) · mass / V together weigh less than what the nucleus leaves out, so
+            // none of them is in it. Half of that keeps rounding on the safe side.
+            let floor = (0.5 * (1.0 - top_p) * mass / weights.len() as f64) as f32;
+            candidates.clear();
+            let ids = weights.iter().enumerate().filter(|&(_, &weight)| weight > floor);
+            candidates.extend(ids.map(|(id, &value)| Candidate { value, id: id as u32 }));
+            mass
+        };
+        if top_p < 1.0 {
+            nucleus(candidates, top_p * mass);
+        }
+        let Some(worst) = candidates.iter().copied().max_by(better) else { return };
+        for (id, weight) in weights.iter_mut().enumerate() {
+            let kept = *weight > worst.value || (*weight == worst.value && id as u32 <= worst.id);
+            *weight = if kept { *weight } else { 0.0 };
+        }
+    }
+}
+
+/// The id under `uniform` in [0, 1) when the weights are laid side by side, ids ascending.
+fn draw(weights: &[f32], uniform: f64) -> Option<u32> {
+    let target = uniform * math::sum(weights.iter().copied());
+    let mut reached = 0.0;
+    for (id, &weight) in weights.iter().enumerate() {
+        reached += f64::from(weight);
+        if weight > 0.0 && reached > target {
+            return Some(id as u32);
+        }
+    }
+    // The two sums are rounded differently, so the walk may end a hair short of the target.
+    weights.iter().rposition(|&weight| weight > 0.0).map(|id| id as u32)
+}
+
+/// Log-probability of `id` and the best `count` ids, from the raw logits [V]: the same numbers whatever the
+/// request's rules are. The only allocation is the list itself.
+pub fn logprobs(
+    workspace: &mut Workspace,
+    logits: &[f32],
+    id: u32,
+    count: usize,
+) -> Result<TokenLogprobs, Failure> {
+    if !math::all_finite(logits) {
+        return Err(Failure::NotFinite);
+    }
+    let best = math::max(logits);
+    let log_sum = math::sum(logits.iter().map(|&logit| math::exp(logit - best))).ln();
+    let logprob = |logit: f32| (f64::from(logit) - f64::from(best) - log_sum).min(0.0) as f32;
+    top(logits, count, f32::NEG_INFINITY, &mut workspace.candidates);
+    workspace.candidates.sort_unstable_by(better);
+    let top = workspace.candidates.iter().map(|candidate| (candidate.id, logprob(candidate.value)));
+    Ok(TokenLogprobs { logprob: logprob(logits[id as usize]), top: top.collect() })
+}
+
+/// Which ids a sequence has, and how often in its output.
+#[derive(Debug)]
+struct Counts {
+    /// [V]; ids of the prompt alone have 0.
+    outputs: Vec<u32>,
+    /// Each id of prompt or output, once.
+    seen: Vec<u32>,
+    /// [V]
+    is_seen: Vec<bool>,
+}
+
+impl Counts {
+    fn new(prompt: &[u32], max_tokens: usize, vocab: usize) -> Self {
+        let distinct = prompt.len().saturating_add(max_tokens).min(vocab);
+        let mut counts =
+            Self { outputs: vec![0; vocab], seen: Vec::with_capacity(distinct), is_seen: vec![false; vocab] };
+        for &id in prompt {
+            counts.see(id);
+        }
+        counts
+    }
+
+    fn see(&mut self, id: u32) {
+        if !std::mem::replace(&mut self.is_seen[id as usize], true) {
+            self.seen.push(id);
+        }
+    }
+
+    fn add_output(&mut self, id: u32) {
+        self.see(id);
+        self.outputs[id as usize] += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests;

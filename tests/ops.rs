@@ -1,0 +1,252 @@
+//! Every fast operation equals its reference, on every instruction set of this machine.
+
+use ferrotron::backend::cpu::{Cpu, simd::Isa};
+use ferrotron::backend::host::{Buffer, Routes};
+use ferrotron::backend::reference::Reference;
+use ferrotron::backend::{Backend, Heads, Precision, SequenceInputs, StatePlan, StepInputs};
+use ferrotron::model::config::{Attention, Mamba, Moe};
+use ferrotron::ops::linear::Epilogue;
+use ferrotron::weights::quantize::quantize;
+use ferrotron::weights::{Kind, Linear};
+use proptest::prelude::*;
+
+const KINDS: [Kind; 5] = [Kind::F32, Kind::F16, Kind::BF16, Kind::Fp8, Kind::Nvfp4];
+
+/// splitmix64 values in [-1, 1).
+fn values(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn weight(seed: u64, rows: usize, cols: usize, kind: Kind) -> Linear {
+    quantize(&values(seed, rows * cols), rows, cols, kind)
+}
+
+fn buffer(seed: u64, rows: usize, width: usize) -> Buffer {
+    Buffer { width, data: values(seed, rows * width).into() }
+}
+
+fn cpus(threads: usize) -> Vec<Cpu> {
+    let isas = Isa::available();
+    isas.into_iter().map(|isa| Cpu::with_isa(Precision::F32, threads, isa).expect("threads start")).collect()
+}
+
+/// Error of a sum of `count` products of numbers in [-1, 1] times `magnitude`, added in f32.
+fn tolerance(count: usize, magnitude: f32) -> f32 {
+    f32::EPSILON * magnitude * (count as f32).sqrt() * 8.0
+}
+
+#[track_caller]
+fn close(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let difference = (got - expected).abs();
+        assert!(difference <= tolerance, "{what}: element {i} is {got}, expected {expected} ± {tolerance}");
+    }
+}
+
+/// A ragged step: sequences of `(slot, past, count)`, blocks handed out in a scattered order.
+fn step(parts: &[(u32, u32, u32)], block_len: u32) -> StepInputs {
+    let mut inputs = StepInputs::default();
+    let needed: u32 = parts.iter().map(|p| (p.1 + p.2).div_ceil(block_len)).sum();
+    for &(slot, past, count) in parts {
+        let (first, first_block) = (inputs.tokens.len() as u32, inputs.blocks.len() as u32);
+        let block_count = (past + count).div_ceil(block_len);
+        inputs.tokens.extend((0..count).map(|i| slot + i));
+        inputs.blocks.extend((0..block_count).map(|b| needed - 1 - first_block - b));
+        inputs.sequences.push(SequenceInputs { slot, first, count, past, first_block, block_count });
+    }
+    inputs
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn linear_equals_its_reference(
+        seed: u64, rows in 1usize..70, blocks in 1usize..9, odd in 0usize..16, tokens in 1usize..20,
+    ) {
+        for kind in KINDS {
+            // NVFP4 rows are whole blocks; the others also end in a tail shorter than a register.
+            let cols = if kind == Kind::Nvfp4 { 16 * blocks } else { 16 * blocks - odd };
+            let w = weight(seed, rows, cols, kind);
+            let x = buffer(seed ^ 1, tokens, cols);
+            for epilogue in [Epilogue::Store, Epilogue::Relu2, Epilogue::Add] {
+                let mut expected = buffer(seed ^ 2, tokens, rows);
+                Reference::new(Precision::F32).linear(tokens, &w, &x, &mut expected, epilogue);
+                for mut cpu in cpus(2) {
+                    let mut out = buffer(seed ^ 2, tokens, rows);
+                    let held = cpu.linear_from(w.clone());
+                    cpu.linear(tokens, &held, &x, &mut out, epilogue);
+                    let tolerance = tolerance(cols, 2.0 * cols as f32);
+                    let what = format!("{kind:?} {epilogue:?} {}", cpu.isa().name());
+                    close(&out.data, &expected.data, tolerance, &what);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_alone_has_the_bits_it_has_in_a_batch(seed: u64, tokens in 2usize..40) {
+        for kind in KINDS {
+            let w = weight(seed, 130, 256, kind);
+            let x = buffer(seed ^ 1, tokens, 256);
+            for mut cpu in cpus(2) {
+                let held = cpu.linear_from(w.clone());
+                let mut batch = Buffer::new(tokens, 130);
+                cpu.linear(tokens, &held, &x, &mut batch, Epilogue::Store);
+                for t in 0..tokens {
+                    let mut alone = Buffer::new(1, 130);
+                    let one = Buffer { width: 256, data: x.row(t).into() };
+                    cpu.linear(1, &held, &one, &mut alone, Epilogue::Store);
+                    prop_assert_eq!(&alone.data[..], batch.row(t), "{:?} {}", kind, cpu.isa().name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn norms_equal_their_references(seed: u64, width in 1usize..300, tokens in 1usize..9) {
+        let x = buffer(seed, tokens, width);
+        let w = values(seed ^ 1, width);
+        let mut expected = Buffer::new(tokens, width + 3);
+        Reference::new(Precision::F32).rms_norm(tokens, &x, &w, 1e-5, &mut expected, 3);
+        for mut cpu in cpus(2) {
+            let mut out = Buffer::new(tokens, width + 3);
+            cpu.rms_norm(tokens, &x, &w, 1e-5, &mut out, 3);
+            close(&out.data, &expected.data, 1e-5 * (width as f32).sqrt(), cpu.isa().name());
+        }
+    }
+
+    #[test]
+    fn experts_equal_their_reference(seed: u64, tokens in 1usize..24, latent in prop::bool::ANY, k in 1usize..6) {
+        let shape = Moe {
+            experts: 6, experts_per_token: k, intermediate: 48, latent: latent.then_some(32),
+            shared_intermediate: 0, scaling: 2.5, groups: 2, groups_per_token: 2, normalize: true,
+        };
+        let width = if latent { 32 } else { 64 };
+        let make = |salt: u64, rows, cols| {
+            (0..6).map(|e| weight(seed ^ salt ^ e << 8, rows, cols, KINDS[e as usize % 5])).collect::<Vec<_>>()
+        };
+        let (up, down) = (make(3, 48, width), make(4, width, 48));
+        let gate = weight(seed ^ 5, 6, 64, Kind::BF16);
+        let bias = values(seed ^ 6, 6);
+        let u = buffer(seed ^ 7, tokens, 64);
+        let v = buffer(seed ^ 8, tokens, width);
+        for epilogue in [Epilogue::Store, Epilogue::Add] {
+            let mut reference = Reference::new(Precision::F32);
+            let held = reference.experts_from(up.clone(), down.clone());
+            let mut routes = Routes::new(tokens, k);
+            reference.route(tokens, &shape, &u, &gate, &bias, &mut routes);
+            let mut expected = buffer(seed ^ 9, tokens, width);
+            reference.experts(tokens, &shape, &v, &routes, &held, &mut expected, epilogue);
+            for mut cpu in cpus(2) {
+                let held = cpu.experts_from(up.clone(), down.clone());
+                let gate = cpu.linear_from(gate.clone());
+                let mut chosen = cpu.routes(tokens, k);
+                cpu.route(tokens, &shape, &u, &gate, &bias, &mut chosen);
+                prop_assert_eq!(&chosen.ids, &routes.ids);
+                close(&chosen.weights, &routes.weights, 1e-5, "route weights");
+                let mut out = buffer(seed ^ 9, tokens, width);
+                cpu.experts(tokens, &shape, &v, &chosen, &held, &mut out, epilogue);
+                let magnitude = expected.data.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+                close(&out.data, &expected.data, 1e-4 * magnitude, cpu.isa().name());
+            }
+        }
+    }
+
+    #[test]
+    fn mamba_equals_its_reference(seed: u64, a in 1u32..7, b in 1u32..7, past in 0u32..3) {
+        let shape = Mamba {
+            heads: 6, head_dim: 5, state_size: 24, groups: 3, conv_kernel: 4, conv_bias: true,
+            dt_limit: (0.0, f32::INFINITY),
+        };
+        let inputs = step(&[(2, past, a), (0, 0, b)], 4);
+        let tokens = (a + b) as usize;
+        let plan = StatePlan { slots: 3, blocks: 8, block_len: 4, mamba: vec![shape], attention: vec![] };
+        let projected = buffer(seed, tokens, shape.projection());
+        let c = shape.conv_channels();
+        let (weight, bias) = (values(seed ^ 1, c * 4), values(seed ^ 2, c));
+        let (a_log, d, dt_bias) = (values(seed ^ 3, 6), values(seed ^ 4, 6), values(seed ^ 5, 6));
+        let norm = values(seed ^ 6, shape.inner());
+        let start = |state: &mut ferrotron::backend::host::State| {
+            state.conv[0].copy_from_slice(&values(seed ^ 7, 3 * 3 * c));
+            state.ssm[0].copy_from_slice(&values(seed ^ 8, 3 * shape.inner() * 24));
+        };
+        let mut reference = Reference::new(Precision::F32);
+        let mut expected_state = reference.state(&plan);
+        start(&mut expected_state);
+        let (mut xbc, mut y) = (Buffer::new(tokens, c), Buffer::new(tokens, shape.inner()));
+        let heads = || Heads { a_log: &a_log, d: &d, dt_bias: &dt_bias };
+        reference.conv(&inputs, 0, &shape, &projected, &weight, &bias, &mut expected_state, &mut xbc);
+        reference.ssm(&inputs, 0, &shape, &projected, &xbc, heads(), &mut expected_state, &mut y);
+        let scanned = y.data.clone();
+        reference.gated_norm(tokens, &shape, 1e-5, &projected, &norm, &mut y);
+        for mut cpu in cpus(2) {
+            let name = cpu.isa().name();
+            let mut state = cpu.state(&plan);
+            start(&mut state);
+            let (mut out_xbc, mut out) = (Buffer::new(tokens, c), Buffer::new(tokens, shape.inner()));
+            cpu.conv(&inputs, 0, &shape, &projected, &weight, &bias, &mut state, &mut out_xbc);
+            close(&out_xbc.data, &xbc.data, 1e-5, name);
+            prop_assert_eq!(&state.conv[0], &expected_state.conv[0], "tails are moved, not computed");
+            cpu.ssm(&inputs, 0, &shape, &projected, &out_xbc, heads(), &mut state, &mut out);
+            close(&out.data, &scanned, 1e-4, name);
+            close(&state.ssm[0], &expected_state.ssm[0], 1e-4, name);
+            cpu.gated_norm(tokens, &shape, 1e-5, &projected, &norm, &mut out);
+            close(&out.data, &y.data, 2e-3, name);
+        }
+    }
+
+    #[test]
+    fn attention_equals_its_reference(seed: u64, a in 1u32..9, b in 1u32..9, past in 0u32..12) {
+        let shape = Attention { heads: 4, kv_heads: 2, head_dim: 40 };
+        let inputs = step(&[(0, past, a), (1, 0, b)], 4);
+        let tokens = (a + b) as usize;
+        let plan = StatePlan { slots: 2, blocks: 16, block_len: 4, mamba: vec![], attention: vec![shape] };
+        let (q, k, v) = (buffer(seed, tokens, 160), buffer(seed ^ 1, tokens, 80), buffer(seed ^ 2, tokens, 80));
+        let start = |state: &mut ferrotron::backend::host::State| {
+            state.keys[0].copy_from_slice(&values(seed ^ 3, 16 * 4 * 80));
+            state.values[0].copy_from_slice(&values(seed ^ 4, 16 * 4 * 80));
+        };
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut reference = Reference::new(precision);
+            let mut expected_state = reference.state(&plan);
+            start(&mut expected_state);
+            let mut expected = Buffer::new(tokens, 160);
+            reference.attention(&inputs, 0, &shape, &q, &k, &v, &mut expected_state, &mut expected);
+            for isa in Isa::available() {
+                let mut cpu = Cpu::with_isa(precision, 2, isa).expect("threads start");
+                let mut state = cpu.state(&plan);
+                start(&mut state);
+                let mut out = Buffer::new(tokens, 160);
+                cpu.attention(&inputs, 0, &shape, &q, &k, &v, &mut state, &mut out);
+                prop_assert_eq!(&state.keys[0], &expected_state.keys[0]);
+                let tolerance = if precision == Precision::F32 { 1e-5 } else { 1.0 / 128.0 };
+                close(&out.data, &expected.data, tolerance, isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn large_products_are_the_same_on_any_number_of_threads() {
+    let w = weight(7, 777, 512, Kind::Nvfp4);
+    let x = buffer(8, 16, 512);
+    let mut results = Vec::new();
+    for threads in [1, 2, 5] {
+        let mut cpu = Cpu::new(Precision::F32, threads).expect("threads start");
+        let held = cpu.linear_from(w.clone());
+        let mut out = Buffer::new(16, 777);
+        cpu.run(|cpu| cpu.linear(16, &held, &x, &mut out, Epilogue::Store));
+        results.push(out.data);
+    }
+    assert_eq!(results[0], results[1]);
+    assert_eq!(results[0], results[2]);
+}
