@@ -57,6 +57,7 @@ def from_official(path=HERE / "model.safetensors"):
 
 def write(state):
     save_file(official(averaged(state)), HERE / "model.safetensors.tmp", metadata={"format": "pt"})
+    os.chmod(HERE / "model.safetensors.tmp", 0o644)
     os.replace(HERE / "model.safetensors.tmp", HERE / "model.safetensors")
     for name, value in (("config.json", CONFIG), ("generation_config.json", GENERATION)):
         (HERE / name).write_text(json.dumps(value, indent=2) + "\n")
@@ -88,7 +89,7 @@ def prompts():
 
 
 def rounded_rows(t):
-    return [[float(f"{x:.9g}") for x in row] for row in t.tolist()]
+    return [[float(f"{x:.7g}") for x in row] for row in t.tolist()]
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ CONFIG = {
     "chunk_size": 128,
     "conv_kernel": 4,
     "eos_token_id": 2,
-    "expand": 8,
+    "expand": 2,
     "head_dim": 128,
     "hidden_dropout": 0.0,
     "hidden_size": 128,
