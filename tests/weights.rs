@@ -112,8 +112,8 @@ fn every_tensor_becomes_a_field_and_progress_counts_all_bytes() {
     // d = 32, G N = 32, H = 4.
     assert_eq!((mamba.in_proj.rows, mamba.conv_weight.len(), mamba.a_log.len()), (32 + 96 + 4, 96 * 4, 4));
     let Mixer::Moe(moe) = &fields.layers[1].mixer else { panic!("layer 1 is MoE") };
-    assert_eq!((moe.up.len(), moe.up[0].cols, moe.down[3].rows, moe.gate.len()), (4, 16, 16, 4 * 32));
-    assert_eq!(moe.gate_bytes, 4 * 32 * 2);
+    assert_eq!((moe.up.len(), moe.up[0].cols, moe.down[3].rows, moe.gate.rows), (4, 16, 16, 4));
+    assert_eq!(moe.gate.bytes(), 4 * 32 * 2);
     let mtp = fields.mtp.expect("a drafter");
     assert_eq!((mtp.eh_proj.cols, mtp.layers.len(), mtp.final_norm.len()), (64, 2, 32));
 
@@ -424,6 +424,17 @@ fn described_and_random_networks_have_the_manifests_shapes() {
     let rows = [a, b, c].map(|seed| random(&config, seed, &Recipe::uniform(Kind::BF16)).lm_head.data);
     assert_eq!(rows[0], rows[1]);
     assert_ne!(rows[0], rows[2]);
+}
+
+#[test]
+fn an_outline_has_the_stored_formats_and_reports_no_bytes() {
+    let source = folder(&tensors());
+    let out = tempfile::tempdir().unwrap();
+    Plan::new(Source::folder(source.path()), u64::MAX).unwrap().run(out.path(), false, &|_| {}).unwrap();
+    let outline = load::outline(&config(), &open(out.path())).unwrap_or_else(|e| panic!("{e}"));
+    let Mixer::Moe(moe) = &outline.layers[1].mixer else { panic!("layer 1 is MoE") };
+    assert_eq!((moe.up[0].kind(), moe.correction_bias.len()), (Kind::Nvfp4, 4));
+    assert_eq!(outline.norm_f, [0.0; 32]);
 }
 
 #[test]

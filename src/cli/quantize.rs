@@ -72,12 +72,7 @@ fn print_losses(outcomes: &[Outcome], per_tensor: bool) {
     // Experts of one layer and projection share a line.
     let line = |o: &Outcome| match per_tensor {
         true => o.module.clone(),
-        false => o
-            .module
-            .split('.')
-            .map(|p| if p.parse::<usize>().is_ok_and(|_| is_expert(&o.module, p)) { "*" } else { p })
-            .collect::<Vec<_>>()
-            .join("."),
+        false => without_expert(&o.module),
     };
     let mut order = Vec::new();
     let mut lines = BTreeMap::<String, Vec<&Outcome>>::new();
@@ -97,9 +92,14 @@ fn print_losses(outcomes: &[Outcome], per_tensor: bool) {
     println!("{out}\n");
 }
 
-/// Whether this component of the module's name is an expert's number.
-fn is_expert(module: &str, component: &str) -> bool {
-    module.contains(&format!(".experts.{component}."))
+/// `layers.1.mixer.experts.1.up_proj` as `layers.1.mixer.experts.*.up_proj`.
+fn without_expert(module: &str) -> String {
+    let parts =
+        module.split_once(".experts.").and_then(|(mixer, rest)| Some((mixer, rest.split_once('.')?.1)));
+    match parts {
+        Some((mixer, projection)) => format!("{mixer}.experts.*.{projection}"),
+        None => module.to_string(),
+    }
 }
 
 fn print_summary(outcomes: &[Outcome]) {
@@ -135,4 +135,18 @@ fn rms(group: &[&Outcome]) -> String {
 
 fn max(group: &[&Outcome]) -> String {
     format!("{:.2e}", group.iter().map(|o| o.loss.max).fold(0.0, f32::max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn experts_of_one_layer_share_a_line_even_where_the_numbers_are_equal() {
+        for expert in [1, 17] {
+            let name = without_expert(&format!("backbone.layers.1.mixer.experts.{expert}.up_proj"));
+            assert_eq!(name, "backbone.layers.1.mixer.experts.*.up_proj");
+        }
+        assert_eq!(without_expert("backbone.layers.0.mixer.in_proj"), "backbone.layers.0.mixer.in_proj");
+    }
 }

@@ -64,7 +64,7 @@ pub enum ConvertError {
     Width { module: String, cols: usize },
     #[error("{module}: holds a value that is not finite")]
     NotFinite { module: String },
-    #[error("{path}: is not empty; give another folder, or allow overwriting", path = path.display())]
+    #[error("{path}: is not empty; give another folder, or allow overwriting with --force", path = path.display())]
     NotEmpty { path: PathBuf },
     #[error("{path}: is the source itself; give another folder", path = path.display())]
     Itself { path: PathBuf },

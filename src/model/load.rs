@@ -119,6 +119,12 @@ pub fn inspect(
     })
 }
 
+/// The network as stored, for counting its bytes: no data is touched, vectors are zeros. Errors as [`load`].
+pub fn outline(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Fields<Linear>, LoadError> {
+    let (fields, found) = resolve(config, checkpoint, None)?;
+    if found.problems.is_empty() { Ok(fields) } else { Err(LoadError::Tensors(found.problems)) }
+}
+
 /// The network without weights: right shapes and formats, empty data, vectors of zeros. For trace and plan.
 pub fn describe(config: &ModelConfig, recipe: &Recipe) -> Fields<Linear> {
     names::network(config, &Naming::OFFICIAL, &mut Describe { recipe })
@@ -284,7 +290,7 @@ impl Tensors for Resolver<'_> {
         let values = match (self.progress, self.checkpoint.stored(name)) {
             // Nobody asked for values: name, shape and type are enough.
             (None, Stored::Tensor(dtype, got)) if plain(dtype) && shapes.contains(&&got[..]) => {
-                Ok(Vec::new())
+                Ok(vec![0.0; shape.iter().product()])
             }
             _ => self.checkpoint.values(name, shapes),
         };
