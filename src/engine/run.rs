@@ -11,10 +11,9 @@ use std::time::Instant;
 use super::handle::{Command, Handle, LoadProgress, Runner, Shared, Submission};
 use super::sequence::{Digest, Sequence};
 use super::{EngineConfig, Event, Failure, Finish, Info};
-use crate::backend::StepInputs;
 use crate::model::{Network, StepError};
 use crate::sample::Workspace;
-use crate::schedule::{Cancelled, Outcome, Scheduler};
+use crate::schedule::{Cancelled, Outcome, Scheduler, StepInputs};
 
 /// Starts the engine thread: it loads the model, then serves until it is shut down or dies.
 ///

@@ -28,9 +28,11 @@ mod pool;
 
 use std::collections::VecDeque;
 
-use crate::backend::{SequenceInputs, StepInputs};
+use crate::backend::SequenceInputs;
 use crate::model::Limits;
 
+/// What a plan fills; engines name it through here.
+pub use crate::backend::StepInputs;
 pub use pool::Pool;
 
 /// The state of everyone who runs or waits.
