@@ -41,7 +41,9 @@ fn golden_folders() -> Vec<PathBuf> {
     let mut folders: Vec<_> = entries.map(|e| e.expect("a readable entry").path()).collect();
     folders.retain(|path| path.join("golden.json").exists());
     assert!(folders.len() >= 5, "goldens are missing: {folders:?}");
-    if root().join("models/tiny/golden.json").exists() { folders.push(root().join("models/tiny")); }
+    if root().join("models/tiny/golden.json").exists() {
+        folders.push(root().join("models/tiny"));
+    }
     folders.sort();
     folders
 }
@@ -201,7 +203,14 @@ fn a_row_of_a_batch_is_the_row_alone_bit_for_bit() {
                 inputs.tokens.extend_from_slice(part);
                 inputs.blocks.extend((0..block_count).map(|b| 200 - first_block - b));
                 let (slot, count) = (slot as u32, part.len() as u32);
-                inputs.sequences.push(SequenceInputs { slot, first, count, past: 0, first_block, block_count });
+                inputs.sequences.push(SequenceInputs {
+                    slot,
+                    first,
+                    count,
+                    past: 0,
+                    first_block,
+                    block_count,
+                });
             }
             inputs.logit_rows = (0..40).collect();
             let batch = network.step(&inputs).expect("the step runs").to_vec();

@@ -26,9 +26,30 @@ fn ids(data: &[u8]) -> Vec<u32> {
 /// Ids that spell `data` as an answer would: every byte value chooses a piece of markup or a character.
 fn answer(data: &[u8]) -> Vec<u32> {
     const PIECES: [&str; 24] = [
-        "<think>", "</think>", "<tool_call>", "</tool_call>", "<function=f>", "<function=", "</function>", "<parameter=s>",
-        "<parameter=i>", "<parameter=", "</parameter>", ">", "<", "\n", " ", "/", "STOP", "ST", "é", "🦀", "{\"a\": 1}", "7",
-        "<|im_end|>", "=",
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_call>",
+        "<function=f>",
+        "<function=",
+        "</function>",
+        "<parameter=s>",
+        "<parameter=i>",
+        "<parameter=",
+        "</parameter>",
+        ">",
+        "<",
+        "\n",
+        " ",
+        "/",
+        "STOP",
+        "ST",
+        "é",
+        "🦀",
+        "{\"a\": 1}",
+        "7",
+        "<|im_end|>",
+        "=",
     ];
     let mut text = String::new();
     for &byte in data {
@@ -81,7 +102,10 @@ pub fn reasoning(data: &[u8]) {
         force_nonempty_content: flags & 4 > 0,
         tools: None,
     };
-    let out = read(&answer(rest), DecoderOptions { mode, skip_special: flags & 8 > 0, ..DecoderOptions::default() });
+    let out = read(
+        &answer(rest),
+        DecoderOptions { mode, skip_special: flags & 8 > 0, ..DecoderOptions::default() },
+    );
     let first_content = out.iter().position(|delta| matches!(delta, Delta::Content(_))).unwrap_or(out.len());
     assert!(!out[first_content..].iter().any(|delta| matches!(delta, Delta::Reasoning(_))), "{out:?}");
     assert!(!content(&out).contains("</think>"), "{out:?}");
@@ -89,9 +113,11 @@ pub fn reasoning(data: &[u8]) {
 
 /// The tool grammar: calls are numbered, opened and closed in order, and complete ones have JSON objects.
 pub fn tools(data: &[u8]) {
-    let parameters = json!({"type": "object", "properties": {"s": {"type": "string"}, "i": {"type": "integer"}}});
+    let parameters =
+        json!({"type": "object", "properties": {"s": {"type": "string"}, "i": {"type": "integer"}}});
     let tools = Some(vec![Tool { name: "f".into(), parameters: Some(parameters) }]);
-    let mode = Mode::Chat { starts_in_reasoning: false, thinking: true, force_nonempty_content: false, tools };
+    let mode =
+        Mode::Chat { starts_in_reasoning: false, thinking: true, force_nonempty_content: false, tools };
     let out = read(&answer(data), DecoderOptions { mode, ..DecoderOptions::default() });
     let (mut next, mut open) = (0, false);
     for delta in &out {
@@ -116,7 +142,8 @@ pub fn stop_strings(data: &[u8]) {
     let stop = vec!["STOP".to_string(), "T\n".to_string(), "é🦀".to_string()];
     let out = read(&ids, DecoderOptions { stop: stop.clone(), ..DecoderOptions::default() });
     let whole = tiny().decode(&ids, false);
-    let first = stop.iter().filter_map(|s| Some((whole.find(s.as_str())? + s.len(), s.len()))).min_by_key(|m| m.0);
+    let first =
+        stop.iter().filter_map(|s| Some((whole.find(s.as_str())? + s.len(), s.len()))).min_by_key(|m| m.0);
     let expected = first.map_or(whole.as_str(), |(end, len)| &whole[..end - len]);
     assert_eq!(content(&out), expected);
 }
@@ -126,7 +153,8 @@ pub fn stop_strings(data: &[u8]) {
 pub fn template(data: &[u8]) {
     let words = String::from_utf8_lossy(data).into_owned();
     let call = ToolCall { id: None, name: words.clone(), arguments: Value::String(words.clone()) };
-    let message = |role: &str| Message { role: role.into(), content: Some(words.clone()), ..Message::default() };
+    let message =
+        |role: &str| Message { role: role.into(), content: Some(words.clone()), ..Message::default() };
     let mut chat = Chat {
         messages: vec![
             message("user"),

@@ -79,11 +79,20 @@ struct Chunk {
 }
 
 enum Piece {
-    Role { prompt_logprobs: Option<Value> },
+    Role {
+        prompt_logprobs: Option<Value>,
+    },
     Reasoning(String),
     Content(String),
-    CallStart { index: usize, id: String, name: String },
-    CallArguments { index: usize, json: String },
+    CallStart {
+        index: usize,
+        id: String,
+        name: String,
+    },
+    CallArguments {
+        index: usize,
+        json: String,
+    },
     /// Not on the wire: the call before it is whole.
     CallEnd,
     End(End),
@@ -170,9 +179,7 @@ impl Reader {
                     Piece::Reasoning(text)
                 }
                 Delta::Content(text) => Piece::Content(text),
-                Delta::CallStart { index, name } => {
-                    Piece::CallStart { index, id: self.app.ids.call(), name }
-                }
+                Delta::CallStart { index, name } => Piece::CallStart { index, id: self.app.ids.call(), name },
                 Delta::CallArguments { index, json } => Piece::CallArguments { index, json },
                 Delta::CallEnd { .. } => {
                     state.called = true;
@@ -324,7 +331,11 @@ impl Collected {
         }
     }
 
-    async fn collect(mut self, mut generation: Generation, mut reader: Reader) -> Result<axum::Json<Value>, ApiError> {
+    async fn collect(
+        mut self,
+        mut generation: Generation,
+        mut reader: Reader,
+    ) -> Result<axum::Json<Value>, ApiError> {
         while let Some(update) = generation.next().await {
             for chunk in reader.chunks(update?, &self.prompt) {
                 self.push(chunk);
@@ -345,7 +356,9 @@ impl Collected {
             }
             Piece::Reasoning(text) => message.reasoning.get_or_insert_default().push_str(&text),
             Piece::Content(text) => message.content.get_or_insert_default().push_str(&text),
-            Piece::CallStart { id, name, .. } => message.open = Some(Call { id, name, arguments: String::new() }),
+            Piece::CallStart { id, name, .. } => {
+                message.open = Some(Call { id, name, arguments: String::new() })
+            }
             Piece::CallArguments { json, .. } => {
                 if let Some(call) = &mut message.open {
                     call.arguments.push_str(&json);

@@ -1,7 +1,7 @@
 //! `POST /v1/completions`: text in, its continuation out, with nothing in between.
 
 use super::body::JsonBody;
-use super::envelope::{Envelope, TokenView, finite, fingerprint};
+use super::envelope::{Envelope, TokenView, fingerprint, finite};
 use super::error::ApiError;
 use super::generate::{Generation, Input, Update, UpdateEvent, Usage, fit};
 use super::request_id::RequestId;
@@ -25,7 +25,9 @@ pub async fn create(
     let request = CompletionRequest::read(&body.map, app.rules(resident))?;
     let common = request.common;
     let mut prompts = Vec::with_capacity(request.prompts.len());
-    for (ids, text) in encode(resident, request.prompts, request.add_special_tokens, common.skip_special).await? {
+    for (ids, text) in
+        encode(resident, request.prompts, request.add_special_tokens, common.skip_special).await?
+    {
         prompts.push(Echo { ids: fit(ids, &common, resident.model.max_model_len)?, text });
     }
     let inputs = prompts
@@ -309,7 +311,9 @@ async fn collect(
             let mut choice = writer.choice_json(&answer);
             let scores = answer.prompt_logprobs.filter(|_| wants_prompt_logprobs);
             choice.insert("prompt_logprobs".into(), json!(scores));
-            if let Some(prompt) = writer.prompts.get(answer.choice / writer.n.max(1)).filter(|_| writer.return_ids) {
+            if let Some(prompt) =
+                writer.prompts.get(answer.choice / writer.n.max(1)).filter(|_| writer.return_ids)
+            {
                 choice.insert("prompt_token_ids".into(), json!(prompt.ids));
             }
             Value::Object(choice)

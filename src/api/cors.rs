@@ -23,7 +23,8 @@ impl CorsOptions {
             Method::from_bytes(method.as_bytes()).map_err(|_| format!("`{method}` is not an HTTP method"))?;
         }
         for header in named(&self.headers) {
-            HeaderName::from_bytes(header.as_bytes()).map_err(|_| format!("`{header}` is not a header name"))?;
+            HeaderName::from_bytes(header.as_bytes())
+                .map_err(|_| format!("`{header}` is not a header name"))?;
         }
         Ok(())
     }
@@ -62,8 +63,9 @@ impl CorsOptions {
     }
 
     fn allow_headers(&self) -> AllowHeaders {
-        let headers: Vec<HeaderName> =
-            named(&self.headers).filter_map(|header| HeaderName::from_bytes(header.as_bytes()).ok()).collect();
+        let headers: Vec<HeaderName> = named(&self.headers)
+            .filter_map(|header| HeaderName::from_bytes(header.as_bytes()).ok())
+            .collect();
         if headers.is_empty() { AllowHeaders::mirror_request() } else { AllowHeaders::list(headers) }
     }
 }

@@ -99,7 +99,9 @@ impl TokenView {
             // The rank of the id itself is known only if it is among the best.
             let rank = scored.top.iter().position(|(other, _)| other == id).map(|rank| rank + 1);
             add(*id, scored.logprob, json!(rank));
-            for (rank, (other, logprob)) in scored.top.iter().enumerate().filter(|(_, (other, _))| other != id) {
+            for (rank, (other, logprob)) in
+                scored.top.iter().enumerate().filter(|(_, (other, _))| other != id)
+            {
                 add(*other, *logprob, json!(rank + 1));
             }
             Value::Object(map)
@@ -113,4 +115,3 @@ pub fn finite(logprob: f32) -> f32 {
     // NaN cannot come from the sampler, which refuses such logits.
     if logprob.is_finite() { logprob } else { LOGPROB_MIN }
 }
-

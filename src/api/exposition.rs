@@ -97,13 +97,7 @@ pub fn engine(page: &mut Page, labels: &Labels, stats: &Stats, max_model_len: Op
     page.family(name, "counter", "Requests refused before they were queued.");
     page.sample(name, labels.with("reason", "queue_full"), read(&stats.rejected));
 
-    histogram(
-        page,
-        labels,
-        "vllm:iteration_tokens_total",
-        "Tokens of one step.",
-        &stats.iteration_tokens,
-    );
+    histogram(page, labels, "vllm:iteration_tokens_total", "Tokens of one step.", &stats.iteration_tokens);
 
     let name = "vllm:engine_sleep_state";
     page.family(name, "gauge", "1 for the state the engine is in.");

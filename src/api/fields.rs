@@ -95,7 +95,11 @@ impl<'a> Fields<'a> {
     /// Token ids below `vocab_size`.
     pub fn ids(&self, name: &str, vocab_size: usize) -> Result<Option<Vec<u32>>, ApiError> {
         let Some(values) = self.array(name)? else { return Ok(None) };
-        values.iter().map(|value| token_id(value, &self.path(name), vocab_size)).collect::<Result<_, _>>().map(Some)
+        values
+            .iter()
+            .map(|value| token_id(value, &self.path(name), vocab_size))
+            .collect::<Result<_, _>>()
+            .map(Some)
     }
 
     fn read<T>(
@@ -180,7 +184,8 @@ mod tests {
 
     #[test]
     fn a_nested_field_is_named_by_its_path() {
-        let read = |fields: &Fields| fields.object("stream_options")?.map_or(Ok(None), |o| o.bool("include_usage"));
+        let read =
+            |fields: &Fields| fields.object("stream_options")?.map_or(Ok(None), |o| o.bool("include_usage"));
         check(
             json!({"stream_options": {"include_usage": 1}}),
             read,

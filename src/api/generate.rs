@@ -128,7 +128,8 @@ impl Generation {
                 let index = choices.len();
                 let mut sampling = common.sampling.clone();
                 sampling.seed = base_seed.wrapping_add(index as u64);
-                let choice = Choice::submit(app, resident, common, &input, index, answer == 0, sampling, arrived)?;
+                let choice =
+                    Choice::submit(app, resident, common, &input, index, answer == 0, sampling, arrived)?;
                 choices.push(choice.into_stream().boxed());
             }
         }
@@ -327,7 +328,9 @@ impl Choice {
         if self.include_stop || !self.stop_ids.contains(&token.id) {
             finish = self.decoder.push(token.id, &mut deltas).map(Finished::StopText);
         }
-        if self.one_call && let Some(end) = deltas.iter().position(|delta| matches!(delta, Delta::CallEnd { .. })) {
+        if self.one_call
+            && let Some(end) = deltas.iter().position(|delta| matches!(delta, Delta::CallEnd { .. }))
+        {
             deltas.truncate(end + 1);
             finish = Some(Finished::OneCall);
         }
@@ -387,7 +390,9 @@ fn refused(error: SubmitError) -> ApiError {
 
 fn failed(failure: Failure) -> ApiError {
     match failure {
-        Failure::NotFinite | Failure::Dead(_) => ApiError::Internal(format!("The generation failed: {failure}.")),
+        Failure::NotFinite | Failure::Dead(_) => {
+            ApiError::Internal(format!("The generation failed: {failure}."))
+        }
         Failure::NothingAllowed => ApiError::malformed(format!("The generation ended: {failure}.")),
         Failure::ShuttingDown => ApiError::ShuttingDown,
     }

@@ -13,20 +13,19 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 const FIRST_TOKEN_SECONDS: [f64; 22] = [
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-    160.0, 640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+    80.0, 160.0, 640.0, 2560.0,
 ];
 const TOKEN_SECONDS: [f64; 19] = [
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 ];
 const REQUEST_SECONDS: [f64; 21] = [
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
-    1920.0, 7680.0,
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
+    960.0, 1920.0, 7680.0,
 ];
 /// 1, 2, 5, 10, 20, 50, … up to the largest context of the family.
-const TOKEN_COUNTS: [f64; 19] = [
-    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6,
-];
+const TOKEN_COUNTS: [f64; 19] =
+    [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6];
 const CHOICE_COUNTS: [f64; 5] = [1.0, 2.0, 5.0, 10.0, 20.0];
 const HTTP_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
 
@@ -85,7 +84,8 @@ impl Metrics {
     pub fn new(model_name: &str) -> Self {
         let registry = Registry::new();
         let maker = Maker { registry: &registry, model_name };
-        let success = maker.counters("vllm:request_success_total", "Requests by how they ended.", "finished_reason");
+        let success =
+            maker.counters("vllm:request_success_total", "Requests by how they ended.", "finished_reason");
         for reason in Ending::ALL.map(Ending::label).into_iter().chain(["repetition"]) {
             success.with_label_values(&[reason]);
         }
@@ -95,7 +95,8 @@ impl Metrics {
             in_flight: AtomicUsize::new(0),
             max_model_len: OnceLock::new(),
             success,
-            cached_tokens: maker.counter("vllm:prompt_tokens_cached_total", "Prompt tokens found in the cache."),
+            cached_tokens: maker
+                .counter("vllm:prompt_tokens_cached_total", "Prompt tokens found in the cache."),
             prompt_tokens: maker.histogram("vllm:request_prompt_tokens", "Prompt tokens.", &TOKEN_COUNTS),
             generation_tokens: maker.histogram(
                 "vllm:request_generation_tokens",
@@ -138,7 +139,11 @@ impl Metrics {
                 "From arrival to the end.",
                 &REQUEST_SECONDS,
             ),
-            queue: maker.histogram("vllm:request_queue_time_seconds", "Until the first step.", &REQUEST_SECONDS),
+            queue: maker.histogram(
+                "vllm:request_queue_time_seconds",
+                "Until the first step.",
+                &REQUEST_SECONDS,
+            ),
             prefill: maker.histogram(
                 "vllm:request_prefill_time_seconds",
                 "From the first step to the first token.",
@@ -154,7 +159,11 @@ impl Metrics {
                 "Prefill and decode.",
                 &REQUEST_SECONDS,
             ),
-            http_requests: maker.plain_counters("http_requests_total", "HTTP requests.", &["handler", "method", "status"]),
+            http_requests: maker.plain_counters(
+                "http_requests_total",
+                "HTTP requests.",
+                &["handler", "method", "status"],
+            ),
             http_seconds: maker.plain_histograms(
                 "http_request_duration_seconds",
                 "Until the response's head.",
@@ -162,7 +171,9 @@ impl Metrics {
             ),
             registry: registry.clone(),
         };
-        for (method, handler) in [("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models")] {
+        for (method, handler) in
+            [("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models")]
+        {
             metrics.http_requests.with_label_values(&[handler, method, "2xx"]);
             metrics.http_seconds.with_label_values(&[handler, method]);
         }
@@ -196,7 +207,12 @@ impl Metrics {
         let mut page = Page::new(String::from_utf8_lossy(&text).into_owned());
         let idle = engine::Stats::default();
         let labels = Labels::new(&self.model_name);
-        super::exposition::engine(&mut page, &labels, stats.unwrap_or(&idle), self.max_model_len.get().copied());
+        super::exposition::engine(
+            &mut page,
+            &labels,
+            stats.unwrap_or(&idle),
+            self.max_model_len.get().copied(),
+        );
         let cached = self.cached_tokens.get();
         super::exposition::prompt_sources(&mut page, &labels, stats.unwrap_or(&idle), cached);
         super::process::write(&mut page);
@@ -221,7 +237,8 @@ impl Maker<'_> {
             .buckets(buckets.to_vec())
             .const_label("model_name", self.model_name)
             .const_label("engine", "0");
-        let histogram = Histogram::with_opts(options).expect("the constants above are valid names and buckets");
+        let histogram =
+            Histogram::with_opts(options).expect("the constants above are valid names and buckets");
         self.register(histogram)
     }
 

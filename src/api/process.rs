@@ -31,7 +31,8 @@ struct Figures {
 fn read() -> Option<Figures> {
     use std::fs::read_to_string;
     // SAFETY: sysconf only reads a number of the system and has no preconditions.
-    let (ticks, page_bytes) = unsafe { (libc::sysconf(libc::_SC_CLK_TCK), libc::sysconf(libc::_SC_PAGESIZE)) };
+    let (ticks, page_bytes) =
+        unsafe { (libc::sysconf(libc::_SC_CLK_TCK), libc::sysconf(libc::_SC_PAGESIZE)) };
     let (ticks, page_bytes) = (ticks as f64, page_bytes as f64);
     let stat = read_to_string("/proc/self/stat").ok()?;
     // The command's name may hold blanks and parentheses; the fields behind its end do not. See proc(5).

@@ -149,9 +149,12 @@ impl Resident {
     ) -> anyhow::Result<Box<dyn Network>> {
         let fields = load::load(&self.config, &self.checkpoint, progress)?.fields;
         Ok(match compute.backend {
-            BackendName::Reference => {
-                Box::new(Model::new(Reference::new(compute.precision()), self.config.clone(), fields, limits)?)
-            }
+            BackendName::Reference => Box::new(Model::new(
+                Reference::new(compute.precision()),
+                self.config.clone(),
+                fields,
+                limits,
+            )?),
             BackendName::Cpu => {
                 Box::new(Model::new(self.cpu(compute)?, self.config.clone(), fields, limits)?)
             }

@@ -13,7 +13,9 @@ pub enum Error {
     #[error("tokenizer_config.json: expected a JSON object, got {got}")]
     TokenizerConfig { got: String },
     /// A chat was given, but neither the checkpoint nor the request has a template.
-    #[error("chat template: expected chat_template.jinja or a chat_template in tokenizer_config.json, got none")]
+    #[error(
+        "chat template: expected chat_template.jinja or a chat_template in tokenizer_config.json, got none"
+    )]
     NoTemplate,
     /// The template cannot be parsed, or failed while it was rendered.
     #[error("chat template, line {line}: {got}")]

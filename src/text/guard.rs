@@ -51,7 +51,8 @@ impl Pieces {
 
     fn starts_with_tail(&self, core: &str) -> bool {
         let upto = core.len().min(self.longest);
-        (1..=upto).any(|n| core.get(..n).is_some_and(|head| self.tails.contains(head))) || self.inner.contains(core)
+        (1..=upto).any(|n| core.get(..n).is_some_and(|head| self.tails.contains(head)))
+            || self.inner.contains(core)
     }
 
     fn ends_with_head(&self, core: &str) -> bool {

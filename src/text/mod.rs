@@ -173,7 +173,8 @@ impl Text {
     /// Whether the answer to `prompt` begins inside the reasoning: its last `<think>` is open. Looks back to the last turn
     /// border only, because earlier turns and tool descriptions may speak of tags.
     pub fn starts_in_reasoning(&self, prompt: &[u32]) -> bool {
-        let turn = prompt.iter().rposition(|&id| self.ids.is_border(id)).map_or(prompt, |at| &prompt[at + 1..]);
+        let turn =
+            prompt.iter().rposition(|&id| self.ids.is_border(id)).map_or(prompt, |at| &prompt[at + 1..]);
         let [think, end, ..] = self.ids.tags;
         if let (Some(think), Some(end)) = (think, end) {
             return turn.iter().rev().find(|&&id| id == think || id == end) == Some(&think);

@@ -228,7 +228,11 @@ impl Splitter {
         let mut text = std::mem::take(&mut self.scratch);
         text.clear();
         markup::spell(bytes, &mut text);
-        if self.state == State::Reasoning { self.reason(&text, out) } else { self.content(&text, out) }
+        if self.state == State::Reasoning {
+            self.reason(&text, out)
+        } else {
+            self.content(&text, out)
+        }
         self.scratch = text;
     }
 
@@ -345,7 +349,11 @@ impl Splitter {
             self.state = State::Key(len);
             return skip;
         }
-        let opens = [markup::opening(here, "function"), self.at_tag(here, Tag::Call), self.at_tag(here, Tag::EndCall)];
+        let opens = [
+            markup::opening(here, "function"),
+            self.at_tag(here, Tag::Call),
+            self.at_tag(here, Tag::EndCall),
+        ];
         if opens.iter().any(|found| matches!(found, Match::Yes(_))) {
             // A missing `</function>`: the next opener closes the call, and is read as such.
             self.close_call(out);
@@ -570,13 +578,15 @@ fn named(bytes: &[u8], end: bool) -> Named {
 /// Gives out a delta, joined to the last one if it goes on.
 pub fn emit(out: &mut Vec<Delta>, delta: Delta) {
     match (out.last_mut(), &delta) {
-        (Some(Delta::Reasoning(last)), Delta::Reasoning(more)) | (Some(Delta::Content(last)), Delta::Content(more)) => {
+        (Some(Delta::Reasoning(last)), Delta::Reasoning(more))
+        | (Some(Delta::Content(last)), Delta::Content(more)) => {
             last.push_str(more);
         }
-        (
-            Some(Delta::CallArguments { index, json }),
-            Delta::CallArguments { index: same, json: more },
-        ) if index == same => json.push_str(more),
+        (Some(Delta::CallArguments { index, json }), Delta::CallArguments { index: same, json: more })
+            if index == same =>
+        {
+            json.push_str(more)
+        }
         (_, Delta::Content(text) | Delta::Reasoning(text)) if text.is_empty() => {}
         (_, Delta::CallArguments { json, .. }) if json.is_empty() => {}
         _ => out.push(delta),

@@ -51,13 +51,20 @@ impl Template {
     }
 
     /// The prompt's text with the guard's marks still in it. `values` are the chat's, from [`values`].
-    pub fn render(&self, chat: &Chat, values: &Value, guard: &Guard<'_>, now: Zoned) -> Result<String, Error> {
+    pub fn render(
+        &self,
+        chat: &Chat,
+        values: &Value,
+        guard: &Guard<'_>,
+        now: Zoned,
+    ) -> Result<String, Error> {
         if chat.continue_final_message && chat.add_generation_prompt {
             return Err(Error::Continue { expected: "add_generation_prompt=false", got: "true" });
         }
         let clock = minijinja::Value::from_function(move |format: &str| python::strftime(format, &now));
         let values = python::value(values, guard);
-        let context = minijinja::context! { strftime_now => clock, ..merge_maps([values, self.tokens.clone()]) };
+        let context =
+            minijinja::context! { strftime_now => clock, ..merge_maps([values, self.tokens.clone()]) };
 
         let template = match &chat.template {
             Some(source) => self.env.template_from_named_str(NAME, source),
@@ -105,7 +112,10 @@ fn message(message: &Message) -> Value {
                 entry.insert("id".into(), json!(id));
             }
             entry.insert("type".into(), json!("function"));
-            entry.insert("function".into(), json!({"name": call.name, "arguments": arguments(&call.arguments)}));
+            entry.insert(
+                "function".into(),
+                json!({"name": call.name, "arguments": arguments(&call.arguments)}),
+            );
             Value::Object(entry)
         });
         map.insert("tool_calls".into(), calls.collect());
@@ -161,7 +171,10 @@ fn cut_after_final(mut rendered: String, chat: &Chat, guard: &Guard<'_>) -> Resu
     };
     let words = guard.mark(words);
     let Some(at) = rendered.rfind(words.trim()) else {
-        return Err(Error::Continue { expected: "a template that prints the final message", got: "other text" });
+        return Err(Error::Continue {
+            expected: "a template that prints the final message",
+            got: "other text",
+        });
     };
     // Templates may trim the message: its trailing white space is kept only if it was printed.
     let exact = words.trim_start();

@@ -91,9 +91,10 @@ impl Vocabulary {
                     None => push_token_bytes(text, &unprintable, &mut bytes),
                 }
             }
-            ends.push(u32::try_from(bytes.len()).map_err(|_| Error::Tokenizer {
-                got: "a vocabulary of more than 4 GiB".into(),
-            })?);
+            ends.push(
+                u32::try_from(bytes.len())
+                    .map_err(|_| Error::Tokenizer { got: "a vocabulary of more than 4 GiB".into() })?,
+            );
         }
         let mut added_lens: Vec<usize> =
             added.keys().map(String::len).collect::<HashSet<_>>().into_iter().collect();

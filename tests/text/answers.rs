@@ -1,6 +1,6 @@
 //! Reasoning and content: spec nemotron-h §7.1, http-api Annex A.
 
-use ferrotron::text::{Delta, DecoderOptions, Mode};
+use ferrotron::text::{DecoderOptions, Delta, Mode};
 
 use crate::world::{IM_END, Reading, chat, chat_off, read, read_untagged, tools};
 
@@ -12,12 +12,8 @@ fn check(output: &str, options: &DecoderOptions, reasoning: Option<&str>, conten
 }
 
 fn forced() -> DecoderOptions {
-    let mode = Mode::Chat {
-        starts_in_reasoning: true,
-        thinking: true,
-        force_nonempty_content: true,
-        tools: None,
-    };
+    let mode =
+        Mode::Chat { starts_in_reasoning: true, thinking: true, force_nonempty_content: true, tools: None };
     DecoderOptions { mode, ..chat(None) }
 }
 
@@ -62,12 +58,8 @@ fn tags_are_read_as_text_when_the_vocabulary_has_no_ids_for_them() {
 #[test]
 fn an_answer_that_opens_its_own_thought_is_split() {
     let mut options = chat(None);
-    options.mode = Mode::Chat {
-        starts_in_reasoning: false,
-        thinking: true,
-        force_nonempty_content: false,
-        tools: None,
-    };
+    options.mode =
+        Mode::Chat { starts_in_reasoning: false, thinking: true, force_nonempty_content: false, tools: None };
     check("<think>\na\n</think>\nb", &options, Some("a"), Some("b"));
     // Only as the first thing, or the parser could stay in thought for ever (ollama 13764).
     check("x<think>a", &options, None, Some("xa"));
@@ -128,7 +120,8 @@ fn spark_234_stream_and_whole_are_one_parser() {
 
 #[test]
 fn trtllm_13684_a_call_ends_the_reasoning() {
-    let reading = check("r \n<tool_call>\n<function=g>\n</function>\n</tool_call>", &chat(tools()), Some("r"), None);
+    let reading =
+        check("r \n<tool_call>\n<function=g>\n</function>\n</tool_call>", &chat(tools()), Some("r"), None);
     assert_eq!(reading.answer.calls.len(), 1);
     // Without tools it is what it says.
     check("r<tool_call>x</think>y", &chat(None), Some("r<tool_call>x"), Some("y"));

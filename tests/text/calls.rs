@@ -1,6 +1,6 @@
 //! Tool calls: spec nemotron-h §7.2, §7.3; http-api Annex A and §6.
 
-use ferrotron::text::{Delta, DecoderOptions};
+use ferrotron::text::{DecoderOptions, Delta};
 
 use crate::world::{Reading, chat, chat_off, read, read_untagged, tools};
 
@@ -24,8 +24,9 @@ fn compare(output: &str, reading: &Reading, content: Option<&str>, calls: &[&str
 
 /// One call of f with one parameter.
 fn coerced(key: &str, value: &str, expected: &str) {
-    let output =
-        format!("<tool_call>\n<function=f>\n<parameter={key}>\n{value}\n</parameter>\n</function>\n</tool_call>");
+    let output = format!(
+        "<tool_call>\n<function=f>\n<parameter={key}>\n{value}\n</parameter>\n</function>\n</tool_call>"
+    );
     check(&output, None, &[&format!("f{{\"{key}\": {expected}}}")]);
 }
 
@@ -112,7 +113,11 @@ fn tags_inside_a_value_are_data() {
 
 #[test]
 fn text_before_a_call_comes_first_and_loses_its_white_space() {
-    let reading = check("Let me see. \n\n<tool_call>\n<function=g>\n</function>\n</tool_call>", Some("Let me see."), &["g{}"]);
+    let reading = check(
+        "Let me see. \n\n<tool_call>\n<function=g>\n</function>\n</tool_call>",
+        Some("Let me see."),
+        &["g{}"],
+    );
     assert_eq!(reading.stream[0], Delta::Content("Let me see.".into()));
 }
 
@@ -141,8 +146,11 @@ fn an_unknown_function_goes_to_the_client_as_it_is() {
 
 #[test]
 fn a_repeated_key_ends_with_its_last_value() {
-    let reading =
-        check("<function=f><parameter=i>1</parameter><parameter=i>2</parameter></function>", None, &[r#"f{"i": 1, "i": 2}"#]);
+    let reading = check(
+        "<function=f><parameter=i>1</parameter><parameter=i>2</parameter></function>",
+        None,
+        &[r#"f{"i": 1, "i": 2}"#],
+    );
     let read: serde_json::Value = serde_json::from_str(&reading.answer.calls[0].arguments).unwrap();
     assert_eq!(read, serde_json::json!({"i": 2}));
 }
@@ -152,7 +160,11 @@ fn vllm_57699_a_last_parameter_without_its_end_is_kept() {
     check("<function=f><parameter=s>\nv\n</function>\n</tool_call>", None, &[r#"f{"s": "v"}"#]);
     check("<function=f><parameter=i>\n5\n</function>", None, &[r#"f{"i": 5}"#]);
     check("<function=f><parameter=s>\nv\n</tool_call>\n", None, &[r#"f{"s": "v"}"#]);
-    check("<function=f><parameter=s>v<parameter=i>1</function></tool_call>", None, &[r#"f{"s": "v", "i": 1}"#]);
+    check(
+        "<function=f><parameter=s>v<parameter=i>1</function></tool_call>",
+        None,
+        &[r#"f{"s": "v", "i": 1}"#],
+    );
     // The model ended its turn inside the call: the call is closed.
     check("<function=f><parameter=s>\nv<|im_end|>", None, &[r#"f{"s": "v"}"#]);
     check("<function=f><parameter=i>\n5\n</parameter><|im_end|>", None, &[r#"f{"i": 5}"#]);
@@ -179,7 +191,11 @@ fn vllm_55495_a_malformed_parameter_does_not_leak() {
 #[test]
 fn vllm_58227_an_unclosed_name_does_not_swallow_the_next_call() {
     check("<function=f\n<function=g></function>", Some("<function=f"), &["g{}"]);
-    check("<tool_call><function=f</tool_call><tool_call><function=g></function></tool_call>", Some("<function=f"), &["g{}"]);
+    check(
+        "<tool_call><function=f</tool_call><tool_call><function=g></function></tool_call>",
+        Some("<function=f"),
+        &["g{}"],
+    );
     check("<function=f</function><function=g></function>", Some("<function=f</function>"), &["g{}"]);
 }
 
@@ -194,7 +210,11 @@ fn a_name_that_never_closed_is_content() {
 #[test]
 fn a_call_that_was_not_closed_does_not_swallow_the_next() {
     check("<function=f><parameter=i>1</parameter><function=g></function>", None, &[r#"f{"i": 1}"#, "g{}"]);
-    check("<function=f><parameter=i>1</parameter></tool_call><function=g></function>", None, &[r#"f{"i": 1}"#, "g{}"]);
+    check(
+        "<function=f><parameter=i>1</parameter></tool_call><function=g></function>",
+        None,
+        &[r#"f{"i": 1}"#, "g{}"],
+    );
     check("<function=f><tool_call><function=g></function></tool_call>", None, &["f{}", "g{}"]);
     check(
         "<function=f><parameter=s>\nv\n</tool_call>\n<tool_call>\n<function=g></function></tool_call>",
@@ -245,19 +265,27 @@ fn qwen3_coder_480_a_missing_opener_is_accepted() {
 
 #[test]
 fn vllm_35615_several_parameters_in_one_token_are_all_read() {
-    check("<function=f><parameter=i>1</parameter><parameter=b>true</parameter><parameter=s>x</parameter></function>",
-        None, &[r#"f{"i": 1, "b": true, "s": "x"}"#]);
+    check(
+        "<function=f><parameter=i>1</parameter><parameter=b>true</parameter><parameter=s>x</parameter></function>",
+        None,
+        &[r#"f{"i": 1, "b": true, "s": "x"}"#],
+    );
 }
 
 #[test]
 fn vllm_47647_a_call_right_after_the_reasoning_in_the_same_step() {
-    let reading = check_with("r</think><tool_call><function=g></function></tool_call>", &chat(tools()), None, &["g{}"]);
+    let reading =
+        check_with("r</think><tool_call><function=g></function></tool_call>", &chat(tools()), None, &["g{}"]);
     assert_eq!(reading.answer.reasoning.as_deref(), Some("r"));
 }
 
 #[test]
 fn spark_196_markup_never_reaches_content_when_tools_were_given() {
-    check("<tool_call>\n<function=f>\n<parameter=s>\nv\n</parameter>\n</function>\n</tool_call>\n\n", None, &[r#"f{"s": "v"}"#]);
+    check(
+        "<tool_call>\n<function=f>\n<parameter=s>\nv\n</parameter>\n</function>\n</tool_call>\n\n",
+        None,
+        &[r#"f{"s": "v"}"#],
+    );
 }
 
 #[test]
@@ -271,5 +299,9 @@ fn the_same_grammar_without_tag_ids() {
 
 #[test]
 fn other_alphabets_are_not_escaped() {
-    check("<function=f><parameter=s>é\"🦀\t\u{1}</parameter></function>", None, &["f{\"s\": \"é\\\"🦀\\t\\u0001\"}"]);
+    check(
+        "<function=f><parameter=s>é\"🦀\t\u{1}</parameter></function>",
+        None,
+        &["f{\"s\": \"é\\\"🦀\\t\\u0001\"}"],
+    );
 }

@@ -7,10 +7,40 @@ use proptest::prelude::*;
 use crate::world::{read_with, tools};
 
 const PARTS: [&str; 34] = [
-    "<think>", "</think>", "<tool_call>", "</tool_call>", "<function=f>", "<function=g>", "<function=", "</function>",
-    "<parameter=s>", "<parameter=i>", "<parameter=", "</parameter>", "< parameter = l >", ">", "<", "\n", " ", "  \n",
-    "text", "3", "[1, 2]", "é", "🦀", "null", "true", "\"", "\\<think>", "\\</tool_call>", "<|im_end|>", "STOP", "STO",
-    "</", "</func", "a < b",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<function=f>",
+    "<function=g>",
+    "<function=",
+    "</function>",
+    "<parameter=s>",
+    "<parameter=i>",
+    "<parameter=",
+    "</parameter>",
+    "< parameter = l >",
+    ">",
+    "<",
+    "\n",
+    " ",
+    "  \n",
+    "text",
+    "3",
+    "[1, 2]",
+    "é",
+    "🦀",
+    "null",
+    "true",
+    "\"",
+    "\\<think>",
+    "\\</tool_call>",
+    "<|im_end|>",
+    "STOP",
+    "STO",
+    "</",
+    "</func",
+    "a < b",
 ];
 
 fn answers() -> impl Strategy<Value = String> {
@@ -19,7 +49,11 @@ fn answers() -> impl Strategy<Value = String> {
 
 fn options() -> impl Strategy<Value = DecoderOptions> {
     (any::<[bool; 5]>(), any::<bool>(), prop::sample::select(vec![0usize, 1, 2])).prop_map(
-        |([starts_in_reasoning, thinking, force_nonempty_content, with_tools, skip_special], include_stop, stops)| {
+        |(
+            [starts_in_reasoning, thinking, force_nonempty_content, with_tools, skip_special],
+            include_stop,
+            stops,
+        )| {
             let tools = if with_tools { tools() } else { None };
             let mode = Mode::Chat { starts_in_reasoning, thinking, force_nonempty_content, tools };
             let stop = ["STOP", "</think>\n"].iter().take(stops).map(|s| s.to_string()).collect();

@@ -46,11 +46,19 @@ fn values_print_as_in_python_everywhere() {
 #[test]
 fn tojson_is_json_dumps_without_ascii() {
     let x = json!({"z": "é<>&'\"", "a": [1, 2.5, null, true, 1e20], "e": {}, "l": []});
-    check("{{ x | tojson }}", x.clone(), "{\"z\": \"é<>&'\\\"\", \"a\": [1, 2.5, null, true, 1e+20], \"e\": {}, \"l\": []}");
+    check(
+        "{{ x | tojson }}",
+        x.clone(),
+        "{\"z\": \"é<>&'\\\"\", \"a\": [1, 2.5, null, true, 1e+20], \"e\": {}, \"l\": []}",
+    );
     let indented = "{\n  \"z\": \"é<>&'\\\"\",\n  \"a\": [\n    1,\n    2.5,\n    null,\n    true,\n    1e+20\n  ],\n  \"e\": {},\n  \"l\": []\n}";
     check("{{ x | tojson(indent=2) }}", x.clone(), indented);
     check("{{ x | tojson(2) }}", x, indented);
-    check("{{ x | tojson(separators=(',', ':'), sort_keys=true) }}", json!({"b": 1, "a": 2}), "{\"a\":2,\"b\":1}");
+    check(
+        "{{ x | tojson(separators=(',', ':'), sort_keys=true) }}",
+        json!({"b": 1, "a": 2}),
+        "{\"a\":2,\"b\":1}",
+    );
     check("{{ x | tojson(ensure_ascii=true) }}", json!("é🦀"), "\"\\u00e9\\ud83e\\udd80\"");
     check("{{ x | tojson | length }}", json!("<"), "3");
 }
@@ -62,16 +70,33 @@ fn blocks_are_trimmed_and_stripped() {
 
 #[test]
 fn what_the_nemotron_templates_use() {
-    check("{% for c in x.split(',') %}{{ loop.index0 }}{{ c.strip() }}{% if not loop.last %};{% endif %}{% endfor %}",
-        json!(" a, b"), "0a;1b");
-    check("{{ x.startswith('a') }} {{ x.replace('a', 'b') }} {{ x | trim | length }}", json!("aa "), "True bb  2");
+    check(
+        "{% for c in x.split(',') %}{{ loop.index0 }}{{ c.strip() }}{% if not loop.last %};{% endif %}{% endfor %}",
+        json!(" a, b"),
+        "0a;1b",
+    );
+    check(
+        "{{ x.startswith('a') }} {{ x.replace('a', 'b') }} {{ x | trim | length }}",
+        json!("aa "),
+        "True bb  2",
+    );
     check("{{ x[1:] | length }} {{ x[-1] }}", json!([1, 2, 3]), "2 3");
-    check("{{ x is mapping }} {{ x.a is sequence }} {{ x.b is string }} {{ x.c is defined }} {{ x.a is iterable }}",
-        json!({"a": [], "b": ""}), "True True True False True");
-    check("{% set ns = namespace(n=0) %}{% for k, v in x | items %}{% set ns.n = ns.n + v %}{{ k }}{% endfor %}{{ ns.n }}",
-        json!({"b": 1, "a": 2}), "ba3");
+    check(
+        "{{ x is mapping }} {{ x.a is sequence }} {{ x.b is string }} {{ x.c is defined }} {{ x.a is iterable }}",
+        json!({"a": [], "b": ""}),
+        "True True True False True",
+    );
+    check(
+        "{% set ns = namespace(n=0) %}{% for k, v in x | items %}{% set ns.n = ns.n + v %}{{ k }}{% endfor %}{{ ns.n }}",
+        json!({"b": 1, "a": 2}),
+        "ba3",
+    );
     check("{{ x | default('d', true) }} {{ x | safe }}", json!(""), "d ");
-    check("{% for i in x %}{{ loop.previtem | default('-') }}{{ loop.nextitem | default('+') }}{% endfor %}", json!([1, 2]), "-21+");
+    check(
+        "{% for i in x %}{{ loop.previtem | default('-') }}{{ loop.nextitem | default('+') }}{% endfor %}",
+        json!([1, 2]),
+        "-21+",
+    );
     check("{% for i in x %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", json!([1, 2, 3]), "1");
     check("{{ x.get('a', 7) }}{% for k, v in x.items() %}{{ k }}{% endfor %}", json!({"b": 1}), "7b");
 }
@@ -96,7 +121,10 @@ fn strftime_now_tells_the_time_it_is_given() {
 #[test]
 fn errors_name_the_line() {
     let chat = Chat { messages: vec![user("hi")], ..Chat::default() };
-    assert!(matches!(text(Some("a\n{{ nobody.at_home }}")).render(&chat), Err(Error::Template { line: 2, .. })));
+    assert!(matches!(
+        text(Some("a\n{{ nobody.at_home }}")).render(&chat),
+        Err(Error::Template { line: 2, .. })
+    ));
     let (tokenizer_json, _) = crate::world::tokenizer_json(true, &[]);
     let files = ferrotron::text::TextFiles {
         tokenizer_json: &tokenizer_json,
@@ -109,15 +137,23 @@ fn errors_name_the_line() {
 
 #[test]
 fn a_template_without_end_is_stopped() {
-    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a %}{% endfor %}{% endfor %}";
+    let endless =
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a %}{% endfor %}{% endfor %}";
     assert!(matches!(render(endless, json!(1)), Err(Error::Limit { what: "template instructions", .. })));
     let long = "{% for a in range(99999) %}{{ x }}{% endfor %}";
-    assert!(matches!(render(long, json!("x".repeat(1024))), Err(Error::Limit { what: "bytes of prompt", .. })));
+    assert!(matches!(
+        render(long, json!("x".repeat(1024))),
+        Err(Error::Limit { what: "bytes of prompt", .. })
+    ));
 }
 
 #[test]
 fn a_requests_own_template_takes_the_place_of_the_checkpoints() {
-    let chat = Chat { messages: vec![user("hi")], template: Some("own {{ messages[0].content }}".into()), ..Chat::default() };
+    let chat = Chat {
+        messages: vec![user("hi")],
+        template: Some("own {{ messages[0].content }}".into()),
+        ..Chat::default()
+    };
     assert_eq!(text(Some("theirs")).render(&chat).unwrap(), "own hi");
     assert_eq!(text(None).render(&chat).unwrap(), "own hi");
 }

@@ -2,14 +2,29 @@
 
 use std::collections::HashMap;
 
-use ferrotron::text::{Answer, Delta, DecoderOptions, Fold, Mode, Text, TextFiles, Tool};
+use ferrotron::text::{Answer, DecoderOptions, Delta, Fold, Mode, Text, TextFiles, Tool};
 use serde_json::{Value, json};
 
 /// Nemotron 3's control tokens, by id; 12 to 17 are added but not special.
 pub const CONTROL: [&str; 18] = [
-    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
-    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>",
-    "</tool_call>", "<tool_response>", "</tool_response>",
+    "<unk>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[TOOL_CALLS]",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
 ];
 /// `<|im_end|>`, the stop id.
 pub const IM_END: u32 = 11;
@@ -56,8 +71,10 @@ pub fn tokenizer_json(with_tags: bool, pieces: &[Vec<u8>]) -> (Vec<u8>, HashMap<
     for (id, text) in CONTROL.iter().enumerate() {
         if with_tags || !(12..=15).contains(&id) {
             vocab.insert(text.to_string(), json!(id));
-            added.push(json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": !(12..=17).contains(&id)}));
+            added.push(
+                json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": !(12..=17).contains(&id)}),
+            );
         }
     }
     let mut id = CONTROL.len() as u32;
@@ -68,7 +85,8 @@ pub fn tokenizer_json(with_tags: bool, pieces: &[Vec<u8>]) -> (Vec<u8>, HashMap<
             id - 1
         });
     }
-    let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let file = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": level, "post_processor": null, "decoder": level,
@@ -82,7 +100,8 @@ pub fn tokenizer_json(with_tags: bool, pieces: &[Vec<u8>]) -> (Vec<u8>, HashMap<
 /// The byte tokenizer, with `template`.
 pub fn text(template: Option<&str>) -> Text {
     let (tokenizer_json, _) = tokenizer_json(true, &[]);
-    let files = TextFiles { tokenizer_json: &tokenizer_json, tokenizer_config: None, chat_template: template };
+    let files =
+        TextFiles { tokenizer_json: &tokenizer_json, tokenizer_config: None, chat_template: template };
     Text::load(files).unwrap()
 }
 
@@ -257,7 +276,12 @@ pub fn chat(tools: Option<Vec<Tool>>) -> DecoderOptions {
 /// Thinking off: the prompt ends with `<think></think>`.
 pub fn chat_off(tools: Option<Vec<Tool>>) -> DecoderOptions {
     DecoderOptions {
-        mode: Mode::Chat { starts_in_reasoning: false, thinking: false, force_nonempty_content: false, tools },
+        mode: Mode::Chat {
+            starts_in_reasoning: false,
+            thinking: false,
+            force_nonempty_content: false,
+            tools,
+        },
         skip_special: true,
         ..DecoderOptions::default()
     }

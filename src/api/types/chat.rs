@@ -102,14 +102,15 @@ fn template_kwargs(fields: &Fields, rules: Rules) -> Result<Map<String, Value>, 
             let got = cut(other, 40);
             return Err(fields.bad(
                 "reasoning_effort",
-                format!("`reasoning_effort` must be none, minimal, low, medium, high, xhigh or max, got {got}."),
+                format!(
+                    "`reasoning_effort` must be none, minimal, low, medium, high, xhigh or max, got {got}."
+                ),
             ));
         }
     }
     let Some(own) = fields.get("chat_template_kwargs") else { return Ok(kwargs) };
-    let own = own
-        .as_object()
-        .ok_or_else(|| crate::api::fields::wrong("chat_template_kwargs", "an object", own))?;
+    let own =
+        own.as_object().ok_or_else(|| crate::api::fields::wrong("chat_template_kwargs", "an object", own))?;
     for (key, value) in own {
         let path = format!("chat_template_kwargs.{}", cut(key, 64));
         if RESERVED_KWARGS.contains(&key.as_str()) {
@@ -221,7 +222,10 @@ mod tests {
         refused(json!({"min_tokens": 9, "max_tokens": 8}), "min_tokens");
         refused(json!({"stream": true, "prompt_logprobs": 1}), "prompt_logprobs");
         refused(json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs");
-        refused(json!({"continue_final_message": true, "add_generation_prompt": true}), "continue_final_message");
+        refused(
+            json!({"continue_final_message": true, "add_generation_prompt": true}),
+            "continue_final_message",
+        );
     }
 
     #[test]

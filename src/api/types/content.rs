@@ -71,7 +71,10 @@ mod tests {
         let Value::Object(map) = &message else { panic!("the test gives an object") };
         let got = read(&Fields::top(map)).map_err(|error| error.body()["error"]["param"].to_string());
         let expected = expected
-            .map(|(text, reasoning)| Content { text: text.map(Into::into), reasoning: reasoning.map(Into::into) })
+            .map(|(text, reasoning)| Content {
+                text: text.map(Into::into),
+                reasoning: reasoning.map(Into::into),
+            })
             .map_err(|param| format!("\"{param}\""));
         assert_eq!(got, expected);
     }

@@ -21,9 +21,9 @@ pub fn read(fields: &Fields) -> Result<Vec<Message>, ApiError> {
 }
 
 fn message(fields: &Fields) -> Result<Message, ApiError> {
-    let role = fields.string("role")?.ok_or_else(|| {
-        fields.bad("role", format!("`{}` is required.", fields.path("role")))
-    })?;
+    let role = fields
+        .string("role")?
+        .ok_or_else(|| fields.bad("role", format!("`{}` is required.", fields.path("role"))))?;
     // The template knows neither `developer` nor the deprecated `function`.
     let role = match role {
         "system" | "developer" => "system",
@@ -32,8 +32,10 @@ fn message(fields: &Fields) -> Result<Message, ApiError> {
         "tool" | "function" => "tool",
         other => {
             let got = cut(other, 40);
-            let message =
-                format!("`{}` must be system, developer, user, assistant or tool, got {got}.", fields.path("role"));
+            let message = format!(
+                "`{}` must be system, developer, user, assistant or tool, got {got}.",
+                fields.path("role")
+            );
             return Err(fields.bad("role", message));
         }
     };

@@ -83,7 +83,10 @@ mod tests {
             check(json!({name: null}), None);
         }
         check(json!({"response_format": {"type": "json_object"}}), Some("response_format"));
-        check(json!({"response_format": {"type": "json_schema", "json_schema": {}}}), Some("response_format"));
+        check(
+            json!({"response_format": {"type": "json_schema", "json_schema": {}}}),
+            Some("response_format"),
+        );
         check(json!({"response_format": {"type": "xml"}}), Some("response_format.type"));
         check(json!({"response_format": {}}), Some("response_format.type"));
         check(json!({"response_format": "text"}), Some("response_format"));

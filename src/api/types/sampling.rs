@@ -116,10 +116,10 @@ pub fn logprob_count(fields: &Fields, name: &str, rules: Rules) -> Result<Option
         (Err(_), None) => Ok(Some(vocab_size)),
         (Ok(count), None) => Ok(Some(count.min(vocab_size))),
         (Ok(count), Some(max)) if count <= max => Ok(Some(count.min(vocab_size))),
-        (_, Some(max)) => Err(fields.bad(
-            name,
-            format!("`{name}` must be between 0 and {max} (--max-logprobs), got {count}."),
-        )),
+        (_, Some(max)) => {
+            Err(fields
+                .bad(name, format!("`{name}` must be between 0 and {max} (--max-logprobs), got {count}.")))
+        }
     }
 }
 
@@ -169,7 +169,10 @@ fn logit_bias(fields: &Fields, vocab_size: usize) -> Result<Vec<(u32, f32)>, Api
     for (key, value) in map {
         let id = key.parse::<u32>().ok().filter(|id| (*id as usize) < vocab_size).ok_or_else(|| {
             let key = super::super::error::cut(key, 40);
-            fields.bad("logit_bias", format!("`logit_bias` holds the key `{key}`, which is not a token id below {vocab_size}."))
+            fields.bad(
+                "logit_bias",
+                format!("`logit_bias` holds the key `{key}`, which is not a token id below {vocab_size}."),
+            )
         })?;
         let bias = value.as_f64().ok_or_else(|| wrong("logit_bias", "numbers by token id", value))?;
         biases.push((id, bias.clamp(-100.0, 100.0) as f32));
@@ -207,7 +210,9 @@ fn stream(fields: &Fields, rules: Rules) -> Result<Option<StreamOptions>, ApiErr
     if !stream {
         return match options {
             None => Ok(None),
-            Some(_) => Err(fields.bad("stream_options", "`stream_options` is only allowed with `stream: true`.")),
+            Some(_) => {
+                Err(fields.bad("stream_options", "`stream_options` is only allowed with `stream: true`."))
+            }
         };
     }
     let mut read = StreamOptions::default();
@@ -232,9 +237,8 @@ fn truncate_prompt(fields: &Fields, rules: Rules) -> Result<Option<usize>, ApiEr
 
 fn cache_salt(fields: &Fields) -> Result<(), ApiError> {
     let Some(salt) = fields.string("cache_salt")? else { return Ok(()) };
-    let fits = !salt.is_empty()
-        && salt.chars().count() <= LABEL_CHARS_MAX
-        && !salt.contains(['@', '/', '\\', '\0']);
+    let fits =
+        !salt.is_empty() && salt.chars().count() <= LABEL_CHARS_MAX && !salt.contains(['@', '/', '\\', '\0']);
     if fits {
         return Ok(());
     }

@@ -99,7 +99,8 @@ fn choice(fields: &Fields, tools: &[(Value, Tool)]) -> Result<bool, ApiError> {
             "required" | "any" => Err(forced(fields, name, tools, None)),
             other => {
                 let other = cut(other, 40);
-                Err(fields.bad(name, format!("`{name}` must be none, auto, required or a function, got {other}.")))
+                Err(fields
+                    .bad(name, format!("`{name}` must be none, auto, required or a function, got {other}.")))
             }
         },
         Some(Value::Object(choice)) => {
@@ -112,7 +113,8 @@ fn choice(fields: &Fields, tools: &[(Value, Tool)]) -> Result<bool, ApiError> {
 
 /// The name in `{"type":"function","function":{"name"}}` or the deprecated `{"name"}`.
 fn wanted(choice: &Map<String, Value>, path: String) -> Result<String, ApiError> {
-    let name = choice.get("function").and_then(|function| function.get("name")).or_else(|| choice.get("name"));
+    let name =
+        choice.get("function").and_then(|function| function.get("name")).or_else(|| choice.get("name"));
     match name.and_then(Value::as_str) {
         Some(name) => Ok(name.to_owned()),
         None => Err(ApiError::bad(path.clone(), format!("`{path}` must name a function."))),
@@ -172,8 +174,14 @@ mod tests {
     fn forced_calls_are_refused_by_name() {
         check(json!({"tools": weather(), "tool_choice": "required"}), Err(("tool_choice", "not implement")));
         let named = |name: &str| json!({"type": "function", "function": {"name": name}});
-        check(json!({"tools": weather(), "tool_choice": named("weather")}), Err(("tool_choice", "not implement")));
-        check(json!({"tools": weather(), "tool_choice": named("fly")}), Err(("tool_choice", "not in `tools`")));
+        check(
+            json!({"tools": weather(), "tool_choice": named("weather")}),
+            Err(("tool_choice", "not implement")),
+        );
+        check(
+            json!({"tools": weather(), "tool_choice": named("fly")}),
+            Err(("tool_choice", "not in `tools`")),
+        );
         check(json!({"tool_choice": "required"}), Err(("tool_choice", "when `tools` are given")));
         check(json!({"tools": weather(), "tool_choice": "maybe"}), Err(("tool_choice", "got maybe")));
         check(json!({"tools": weather(), "tool_choice": 1}), Err(("tool_choice", "a string or an object")));
