@@ -46,7 +46,7 @@ const Here& here();
 uint32_t lane();
 
 // Meets the other lanes of the warp that have not returned, and shows what each brought. Good until the lane's next
-// but one meeting. A warp whose lanes come here from different places is divergent, which is a fault.
+// meeting. A warp whose lanes come here from different places is divergent, which is a fault.
 const Posted& warp_exchange(uint64_t value, const char* what, const char* file = __builtin_FILE(),
                             int line = __builtin_LINE());
 

@@ -122,6 +122,7 @@ impl Engine {
         let scheduler = Scheduler::new(limits, config.max_sequences).map_err(|error| error.to_string())?;
         let (places, context_len) = (scheduler.places(), config.context_len.min(scheduler.len_limit()));
         shared.ready(Info { vocab_size: vocab, limits, context_len, max_sequences: places });
+        let inputs = scheduler.inputs();
         Ok(Self {
             shared,
             inbox,
@@ -131,7 +132,7 @@ impl Engine {
             workspace: Workspace::new(vocab),
             waiting: HashMap::new(),
             running: HashMap::with_capacity(places),
-            inputs: StepInputs::default(),
+            inputs,
             outcomes: Vec::with_capacity(places),
             ended: Vec::with_capacity(places),
             draining: false,

@@ -12,6 +12,8 @@ mod error;
 mod generation;
 mod parse;
 mod read;
+#[cfg(test)]
+mod tests;
 
 pub use error::ConfigError;
 pub use generation::GenerationConfig;

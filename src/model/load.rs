@@ -278,17 +278,15 @@ impl Tensors for Resolver<'_> {
             Role::ConvWeight => shape.iter().copied().filter(|&d| d != 1).collect(),
             _ => shape.to_vec(),
         };
-        let values = match self.progress {
-            Some(_) => self.checkpoint.values(name, &[shape, &squeezed]),
-            None => match self.checkpoint.stored(name) {
-                Stored::Tensor(Dtype::BF16 | Dtype::F16 | Dtype::F32, got)
-                    if got == shape || got == squeezed =>
-                {
-                    Ok(Vec::new())
-                }
-                // Only for its error: nothing that fails is read.
-                _ => self.checkpoint.values(name, &[shape, &squeezed]),
-            },
+        let both = [shape, &squeezed];
+        let shapes = if shape == squeezed { &both[..1] } else { &both[..] };
+        let plain = |dtype| matches!(dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32);
+        let values = match (self.progress, self.checkpoint.stored(name)) {
+            // Nobody asked for values: name, shape and type are enough.
+            (None, Stored::Tensor(dtype, got)) if plain(dtype) && shapes.contains(&&got[..]) => {
+                Ok(Vec::new())
+            }
+            _ => self.checkpoint.values(name, shapes),
         };
         match values {
             Ok(values) => {

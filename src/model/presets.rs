@@ -226,3 +226,95 @@ pub fn cached(hub_cache: &Path) -> Vec<(String, PathBuf)> {
     found.sort();
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hub cache with one repository of one snapshot, complete if it has a config.
+    fn cache_with(hub: &str, config: Option<&str>) -> tempfile::TempDir {
+        let cache = tempfile::tempdir().unwrap();
+        let repository = cache.path().join(format!("models--{}", hub.replace('/', "--")));
+        let snapshot = repository.join("snapshots").join("abc");
+        std::fs::create_dir_all(&snapshot).unwrap();
+        std::fs::create_dir_all(repository.join("refs")).unwrap();
+        std::fs::write(repository.join("refs").join("main"), "abc").unwrap();
+        if let Some(config) = config {
+            std::fs::write(snapshot.join("config.json"), config).unwrap();
+        }
+        cache
+    }
+
+    fn failure(name: &str, cache: &Path) -> String {
+        match resolve(name, cache) {
+            Ok(_) => panic!("{name} was found"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_preset_is_found_by_each_of_its_names() {
+        let cache = cache_with("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4", Some("{}"));
+        for name in ["super-nvfp4", "super", "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4"] {
+            let location = resolve(name, cache.path()).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(location.preset().map(|p| p.name), Some("super-nvfp4"), "{name}");
+            assert!(location.source().place().ends_with("abc"));
+        }
+    }
+
+    #[test]
+    fn any_hub_id_in_the_cache_is_found_even_without_its_ref() {
+        let cache = cache_with("someone/a-model", Some("{}"));
+        std::fs::remove_file(cache.path().join("models--someone--a-model/refs/main")).unwrap();
+        assert!(resolve("someone/a-model", cache.path()).unwrap().preset().is_none());
+    }
+
+    #[test]
+    fn a_folder_is_a_model_if_it_has_a_config() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = folder.path().to_str().unwrap();
+        assert!(failure(name, folder.path()).contains("no config.json"));
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        assert_eq!(resolve(name, folder.path()).unwrap().source().place(), name);
+    }
+
+    #[test]
+    fn what_is_not_here_says_what_to_download_and_where_to_put_it() {
+        let cache = cache_with("nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16", None);
+        let message = failure("nano-4b", cache.path());
+        for part in [
+            "ferrotron pull nano-4b",
+            "https://huggingface.co/nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16",
+            "tokenizer.json",
+            &cache.path().display().to_string(),
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let cache = tempfile::tempdir().unwrap();
+        for name in ["gpt-5", "../etc/passwd", "a/b/c", "/absent/folder", "", "./nano"] {
+            let message = failure(name, cache.path());
+            assert!(message.starts_with(&format!("unknown model {name:?}")), "{message}");
+            assert!(
+                PRESETS.iter().all(|p| message.contains(p.name)) && message.contains("org/name"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_models_of_the_family_are_listed_from_the_cache() {
+        let config = PRESETS[0].config;
+        let cache = cache_with("someone/a--model", Some(config));
+        assert_eq!(
+            cached(cache.path()).iter().map(|(hub, _)| hub.as_str()).collect::<Vec<_>>(),
+            ["someone/a--model"]
+        );
+        let other = cache_with("someone/bert", Some(r#"{"model_type": "bert"}"#));
+        assert_eq!(cached(other.path()), []);
+        assert_eq!(cached(&cache.path().join("absent")), []);
+    }
+}

@@ -314,3 +314,144 @@ fn glob(pattern: &str, name: &str) -> bool {
     }
     rest.ends_with(last)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const FP8: Scheme = Scheme { kind: Kind::Fp8, input_scale: true };
+    const NVFP4: Scheme = Scheme { kind: Kind::Nvfp4, input_scale: true };
+    const W4A16: Scheme = Scheme { kind: Kind::Nvfp4, input_scale: false };
+
+    #[track_caller]
+    fn check(recipe: &Recipe, expected: &[(&str, Scheme)]) {
+        for (module, scheme) in expected {
+            assert_eq!(recipe.scheme(module), *scheme, "{module}");
+        }
+    }
+
+    fn of(config: Value, hf: Option<Value>) -> Result<Recipe, ConfigError> {
+        let hf = hf.map(|v| v.to_string());
+        Recipe::of_checkpoint(config.to_string().as_bytes(), hf.as_deref().map(str::as_bytes))
+    }
+
+    #[test]
+    fn nanos_file_excludes_exact_names() {
+        let file = json!({
+            "producer": {"name": "modelopt", "version": "0.29.0"},
+            "quantization": {
+                "quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16,
+                "exclude_modules": ["lm_head", "backbone.layers.4.mixer.in_proj", "backbone.layers.5.mixer.q_proj"],
+            },
+        });
+        let recipe = of(json!({}), Some(file)).unwrap();
+        assert!(recipe.kv_cache_fp8);
+        check(
+            &recipe,
+            &[
+                ("lm_head", Scheme::BF16),
+                ("backbone.layers.4.mixer.in_proj", Scheme::BF16),
+                // Other prefixes are the same module; a longer number is not.
+                ("model.layers.5.mixer.q_proj", Scheme::BF16),
+                ("language_model.backbone.layers.5.mixer.q_proj", Scheme::BF16),
+                ("backbone.layers.45.mixer.q_proj", NVFP4),
+                ("backbone.layers.0.mixer.in_proj", NVFP4),
+            ],
+        );
+    }
+
+    #[test]
+    fn maps_patterns_and_ancestors() {
+        let recipe = of(
+            json!({"quantization_config": {
+                "quant_method": "modelopt", "quant_algo": "MIXED_PRECISION",
+                "kv_cache_scheme": {"dynamic": false, "num_bits": 8, "type": "float"},
+                "quantized_layers": {
+                    "backbone.layers.1.mixer.experts.0.up_proj": {"quant_algo": "NVFP4", "group_size": 16},
+                    "backbone.layers.3.mixer.experts": {"quant_algo": "W4A16_NVFP4", "group_size": 16},
+                    "backbone.layers.0.mixer.in_proj": {"quant_algo": "FP8"},
+                },
+            }}),
+            // config.json wins.
+            Some(json!({"quantization": {"quant_algo": "FP8"}})),
+        )
+        .unwrap();
+        assert!(recipe.kv_cache_fp8);
+        check(
+            &recipe,
+            &[
+                ("backbone.layers.1.mixer.experts.0.up_proj", NVFP4),
+                ("backbone.layers.1.mixer.experts.0.down_proj", Scheme::BF16),
+                ("backbone.layers.3.mixer.experts.17.down_proj", W4A16),
+                ("backbone.layers.0.mixer.in_proj", FP8),
+                ("lm_head", Scheme::BF16),
+            ],
+        );
+        let recipe = of(
+            json!({"quantization_config": {"quant_algo": "FP8", "ignore": ["mtp*", "*.q_proj", "re:.*shared_experts.*"]}}),
+            None,
+        )
+        .unwrap();
+        check(
+            &recipe,
+            &[
+                ("mtp.layers.0.eh_proj", Scheme::BF16),
+                ("backbone.layers.5.mixer.q_proj", Scheme::BF16),
+                ("backbone.layers.1.mixer.shared_experts.up_proj", Scheme::BF16),
+                ("backbone.layers.1.mixer.experts.0.up_proj", FP8),
+            ],
+        );
+    }
+
+    #[test]
+    fn compressed_tensors_groups_are_read() {
+        let group = json!({"targets": ["Linear"], "input_activations": null,
+                           "weights": {"num_bits": 4, "type": "float", "group_size": 16}});
+        let recipe = of(
+            json!({"quantization_config": {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized",
+                                           "ignore": ["lm_head"], "config_groups": {"group_0": group}}}),
+            None,
+        )
+        .unwrap();
+        check(&recipe, &[("lm_head", Scheme::BF16), ("model.layers.0.mixer.in_proj", W4A16)]);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_named() {
+        for (config, message) in [
+            (json!({"quant_method": "gptq"}), "quant_method = gptq"),
+            (json!({"quant_algo": "INT4_AWQ"}), "quant_algo = INT4_AWQ"),
+            (json!({"quantized_layers": {"lm_head": {}}}), "lm_head = no quant_algo"),
+            (json!({"ignore": "lm_head"}), "ignore: expected a list of strings"),
+            (json!({"ignore": ["re:layers\\.(1|2)"]}), "re:layers"),
+            (
+                json!({"config_groups": {"a": {"weights": {"num_bits": 4, "type": "int"}}}}),
+                "config_groups.a.weights",
+            ),
+        ] {
+            let error = of(json!({"quantization_config": config}), None).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        assert_eq!(of(json!({}), None).unwrap(), Recipe::uniform(Kind::BF16));
+    }
+
+    #[test]
+    fn globs() {
+        for (pattern, name, fits) in [
+            ("a.b", "a.b", true),
+            ("a.b", "a.bc", false),
+            ("mtp*", "mtp.layers.0", true),
+            ("*.conv1d", "layers.0.mixer.conv1d", true),
+            ("*.conv1d", "layers.0.mixer.conv1d.weight", false),
+            ("layers.*.mixer.*_proj", "layers.12.mixer.in_proj", true),
+            ("a*a", "a", false),
+            ("a*a", "aa", true),
+            ("*b*b*", "abab", true),
+            ("*b*b*", "ab", false),
+            ("*", "", true),
+        ] {
+            assert_eq!(glob(pattern, name), fits, "{pattern} {name}");
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Who runs next: sequences, block tables, slots, chunks. A pure state machine: no clock, I/O or tensors.
 //!
 //! ```text
+//! let mut inputs = scheduler.inputs();
 //! scheduler.add(id, prompt, max_tokens, false)?;
 //! while scheduler.plan(&mut inputs) {
 //!     let logits = network.step(&inputs);
@@ -142,6 +143,16 @@ impl Scheduler {
             waiting: VecDeque::new(),
             shares: Vec::with_capacity(places),
         })
+    }
+
+    /// Empty inputs with room for any step of this scheduler, so that filling them never allocates.
+    pub fn inputs(&self) -> StepInputs {
+        StepInputs {
+            tokens: Vec::with_capacity(self.limits.step_tokens),
+            sequences: Vec::with_capacity(self.places),
+            blocks: Vec::with_capacity(self.limits.blocks),
+            logit_rows: Vec::with_capacity(self.limits.logit_rows),
+        }
     }
 
     /// Queues a sequence. With `every_row`, logits are computed for each token of its prompt.

@@ -146,7 +146,7 @@ impl Decoder {
         let tag = if chat { self.ids.tag(id) } else { None };
         self.count(tag);
         let vocabulary = Arc::clone(&self.vocabulary);
-        let Some(bytes) = vocabulary.bytes(id) else { return None };
+        let bytes = vocabulary.bytes(id)?;
         if self.skip_special && vocabulary.is_special(id) && tag.is_none() {
             return None;
         }

@@ -47,7 +47,7 @@ pub fn value(given: &serde_json::Value, guard: &Guard<'_>) -> Value {
         serde_json::Value::String(text) => Value::from(guard.mark(text)),
         serde_json::Value::Array(items) => items.iter().map(|item| value(item, guard)).collect(),
         serde_json::Value::Object(map) => {
-            map.iter().map(|(key, item)| (Value::from(guard.mark(key)), value(item, guard))).collect()
+            Value::from_pairs(map.iter().map(|(key, item)| (guard.mark(key), value(item, guard))))
         }
     }
 }
@@ -56,10 +56,30 @@ pub fn value(given: &serde_json::Value, guard: &Guard<'_>) -> Value {
 pub fn extend(env: &mut Environment<'static>) {
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.add_filter("tojson", to_json);
+    // Jinja2 asks what a value can do, so strings and mappings are sequences, None is not iterable, and True is a
+    // number; undefined is empty but all of these.
+    env.add_test("iterable", |given: &Value| {
+        use ValueKind::{Iterable, Map, Seq, String, Undefined};
+        matches!(given.kind(), Iterable | Map | Seq | String | Undefined)
+    });
+    env.add_test("sequence", |given: &Value| {
+        use ValueKind::{Map, Seq, String, Undefined};
+        matches!(given.kind(), Map | Seq | String | Undefined)
+    });
+    env.add_test("number", |given: &Value| {
+        is_float(given) || matches!(given.kind(), ValueKind::Number | ValueKind::Bool)
+    });
+    env.add_test("float", |given: &Value| {
+        is_float(given) || given.kind() == ValueKind::Number && !given.is_integer()
+    });
     env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
         let message = message.to_string();
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
     });
+}
+
+fn is_float(given: &Value) -> bool {
+    given.downcast_object_ref::<Float>().is_some()
 }
 
 /// `strftime_now(format)`: the time of rendering, in the machine's zone.

@@ -144,11 +144,11 @@ impl Splitter {
             _ => {}
         }
         // With a call there is something to do, and content stays null; without, silence is what the swap is for.
-        if !self.has_content && self.calls == 0 {
-            if let Some(reasoning) = self.reasoning.take().filter(|text| !text.trim().is_empty()) {
-                self.moved = true;
-                return emit(out, Delta::Content(reasoning));
-            }
+        let silent = !self.has_content && self.calls == 0;
+        let reasoning = self.reasoning.take().filter(|text| silent && !text.trim().is_empty());
+        if let Some(reasoning) = reasoning {
+            self.moved = true;
+            return emit(out, Delta::Content(reasoning));
         }
         if self.state == State::Content && self.calls == 0 && !self.drop_lead {
             let text = std::mem::take(&mut self.white);

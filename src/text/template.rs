@@ -14,7 +14,7 @@ use super::guard::Guard;
 use super::{Error, python};
 
 /// Instructions one rendering may take. A long agent session with sixty tools takes some hundred thousand.
-const FUEL: u64 = 50_000_000;
+const FUEL: u64 = 10_000_000;
 /// Bytes one rendering may write: four times the largest context we know of, in bytes.
 const MAX_OUTPUT_BYTES: usize = 32 << 20;
 const NAME: &str = "chat_template";
@@ -46,7 +46,7 @@ impl Template {
             env.add_template_owned(NAME, source.to_string()).map_err(|error| template_error(&error))?;
         }
         // The checkpoint's own words: they are not guarded, a template prints them to have their ids.
-        let tokens = tokens.into_iter().collect();
+        let tokens = minijinja::Value::from_pairs(tokens);
         Ok(Template { env, present: source.is_some(), tokens })
     }
 

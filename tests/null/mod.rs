@@ -24,8 +24,10 @@ pub struct Null {
     logits: Vec<f32>,
     pub before: Box<dyn FnMut(&StepInputs) + Send>,
     /// May turn the logits of a step into something else, or into an error.
-    pub fault: Box<dyn FnMut(&StepInputs, &mut [f32]) -> Result<(), StepError> + Send>,
+    pub fault: Fault,
 }
+
+pub type Fault = Box<dyn FnMut(&StepInputs, &mut [f32]) -> Result<(), StepError> + Send>;
 
 impl Null {
     pub fn new(limits: Limits, vocab: usize) -> Self {

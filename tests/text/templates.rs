@@ -102,6 +102,19 @@ fn what_the_nemotron_templates_use() {
 }
 
 #[test]
+fn tests_answer_as_jinja2_answers() {
+    let ask = "{{ x is mapping }} {{ x is sequence }} {{ x is iterable }} {{ x is string }} {{ x is number }} {{ x is float }}";
+    check(ask, json!(null), "False False False False False False");
+    check(ask, json!(true), "False False False False True False");
+    check(ask, json!(1e20), "False False False False True True");
+    check(ask, json!(1.5), "False False False False True True");
+    check(ask, json!(1), "False False False False True False");
+    check(ask, json!(""), "False True True True False False");
+    check(ask, json!([]), "False True True False False False");
+    check(ask, json!({}), "True True True False False False");
+}
+
+#[test]
 fn raise_exception_is_a_refusal_not_a_failure() {
     let refused = render("{{ raise_exception('roles must ' ~ x) }}", json!("alternate"));
     assert_eq!(refused, Err(Error::Refused { message: "roles must alternate".into() }));

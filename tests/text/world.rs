@@ -131,7 +131,11 @@ fn cut(text: &str, with_tags: bool, every: Option<usize>, rng: &mut Rng) -> Vec<
     let mut flush = |run: &mut Vec<u8>, pieces: &mut Vec<Piece>| {
         let mut at = 0;
         while at < run.len() {
-            let len = every.unwrap_or_else(|| 1 + rng.below(9)).min(run.len() - at);
+            let mut len = every.unwrap_or_else(|| 1 + rng.below(9)).min(run.len() - at);
+            // A token that spells a control token would be that token.
+            if CONTROL.iter().any(|token| token.as_bytes() == &run[at..at + len]) {
+                len -= 1;
+            }
             pieces.push(Piece::Bytes(run[at..at + len].to_vec()));
             at += len;
         }
