@@ -14,7 +14,7 @@ use crate::engine::{self, EngineConfig, Status};
 use anyhow::{Context as _, bail};
 use args::Context;
 use serde_json::{Map, Value};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -86,11 +86,10 @@ async fn serve(args: Args, options: Options) -> anyhow::Result<()> {
 async fn load(args: Args, app: Arc<App>) -> anyhow::Result<Option<engine::Runner>> {
     let started = Instant::now();
     let names = app.options.served_names.clone();
-    let (resident, described) =
+    let (args, described) =
         tokio::task::spawn_blocking(move || describe(&args, names).map(|described| (args, described)))
             .await
             .context("reading the checkpoint failed")??;
-    let args = resident;
     let Described { resident, text, model } = described;
     log_defaults(&model);
 
@@ -339,6 +338,7 @@ fn start_log(args: &Args) {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     // Fails only if a log exists already, which then serves as well.
     let _ = subscriber.try_init();
