@@ -14,7 +14,7 @@ use crate::engine::{self, EngineConfig, Status};
 use anyhow::{Context as _, bail};
 use args::Context;
 use serde_json::{Map, Value};
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -86,10 +86,10 @@ async fn serve(args: Args, options: Options) -> anyhow::Result<()> {
 async fn load(args: Args, app: Arc<App>) -> anyhow::Result<Option<engine::Runner>> {
     let started = Instant::now();
     let names = app.options.served_names.clone();
-    let (resident, described) = tokio::task::spawn_blocking(move || describe(&args, names).map(|described| (args, described)))
-        .await
-        .context("reading the checkpoint failed")??;
-    let args = resident;
+    let (args, described) =
+        tokio::task::spawn_blocking(move || describe(&args, names).map(|described| (args, described)))
+            .await
+            .context("reading the checkpoint failed")??;
     let Described { resident, text, model } = described;
     log_defaults(&model);
 
@@ -182,7 +182,9 @@ fn sampling_defaults(args: &Args, resident: &Resident) -> anyhow::Result<Samplin
 fn override_defaults(defaults: &mut SamplingDefaults, map: &Map<String, Value>) -> anyhow::Result<()> {
     for (key, value) in map {
         let number = value.as_f64().map(|number| number as f32);
-        let number = number.with_context(|| format!("--override-generation-config: {key}: expected a number, got {value}"))?;
+        let number = number.with_context(|| {
+            format!("--override-generation-config: {key}: expected a number, got {value}")
+        })?;
         let (place, fits, expected) = match key.as_str() {
             "temperature" => (&mut defaults.temperature, (0.0..=2.0).contains(&number), "0 to 2"),
             "top_p" => (&mut defaults.top_p, number > 0.0 && number <= 1.0, "above 0 and at most 1"),
@@ -256,7 +258,11 @@ async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::new(args.host.unwrap_or(IpAddr::V4(default)), args.port);
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => {
-            anyhow::anyhow!("port {} on {} is in use: stop who has it, or give another --port", address.port(), address.ip())
+            anyhow::anyhow!(
+                "port {} on {} is in use: stop who has it, or give another --port",
+                address.port(),
+                address.ip()
+            )
         }
         _ => anyhow::anyhow!("cannot listen on {address}: {error}"),
     })
@@ -332,6 +338,7 @@ fn start_log(args: &Args) {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     // Fails only if a log exists already, which then serves as well.
     let _ = subscriber.try_init();
@@ -398,7 +405,10 @@ mod tests {
             override_defaults(&mut defaults, &map).map(|()| defaults).map_err(|error| error.to_string())
         };
         let set_once = set(serde_json::json!({"temperature": 0.6, "top_k": 20, "max_new_tokens": 5}));
-        assert_eq!(set_once, Ok(SamplingDefaults { temperature: 0.6, top_k: 20, ..SamplingDefaults::default() }));
+        assert_eq!(
+            set_once,
+            Ok(SamplingDefaults { temperature: 0.6, top_k: 20, ..SamplingDefaults::default() })
+        );
         assert_eq!(
             set(serde_json::json!({"top_p": 0})),
             Err("--override-generation-config: top_p: expected above 0 and at most 1, got 0".to_owned())

@@ -179,7 +179,9 @@ fn size(text: &str) -> Result<usize, String> {
         _ => (text, 1),
     };
     let count = digits.parse::<usize>().ok().and_then(|count| count.checked_mul(factor));
-    count.filter(|count| *count > 0).ok_or_else(|| format!("expected a size such as 4096, 32k or 1M, got `{text}`"))
+    count
+        .filter(|count| *count > 0)
+        .ok_or_else(|| format!("expected a size such as 4096, 32k or 1M, got `{text}`"))
 }
 
 fn positive(text: &str) -> Result<usize, String> {
@@ -187,7 +189,8 @@ fn positive(text: &str) -> Result<usize, String> {
 }
 
 fn seconds(text: &str) -> Result<std::time::Duration, String> {
-    let seconds = text.parse::<f64>().ok().and_then(|value| std::time::Duration::try_from_secs_f64(value).ok());
+    let seconds =
+        text.parse::<f64>().ok().and_then(|value| std::time::Duration::try_from_secs_f64(value).ok());
     seconds.ok_or_else(|| format!("expected seconds, got `{text}`"))
 }
 
@@ -196,7 +199,9 @@ fn object(text: &str) -> Result<Map<String, Value>, String> {
 }
 
 fn strings(text: &str) -> Result<Strings, String> {
-    serde_json::from_str(text).map(Strings).map_err(|error| format!("expected a JSON list of strings: {error}"))
+    serde_json::from_str(text)
+        .map(Strings)
+        .map_err(|error| format!("expected a JSON list of strings: {error}"))
 }
 
 #[cfg(test)]

@@ -1,0 +1,603 @@
+//! The wire, called in memory: the real router, text and engine around a network that follows a script.
+
+use axum::body::{Body, to_bytes};
+use axum::http::{Method, Request, StatusCode, header};
+use axum::response::Response;
+use ferrotron::api::{self, App, ModelInfo, Options, SamplingDefaults};
+use ferrotron::backend::StepInputs;
+use ferrotron::engine::{self, EngineConfig};
+use ferrotron::model::{Limits, Network, StepError};
+use ferrotron::text::{Text, TextFiles};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tower::ServiceExt;
+
+/// Wide enough for the tokenizer of `models/tiny`.
+const VOCAB: usize = 4096;
+const CONTEXT: usize = 512;
+
+/// Says the ids of its script, whatever it is asked; after them the end of the turn, for ever.
+struct Script {
+    ids: Vec<u32>,
+    end: u32,
+    /// Time of one step: long enough for a client to go away in between.
+    pace: Duration,
+    /// Prompt length by slot: the script begins behind it.
+    prompts: HashMap<u32, u32>,
+    limits: Limits,
+    logits: Vec<f32>,
+}
+
+impl Network for Script {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn step(&mut self, inputs: &StepInputs) -> Result<&[f32], StepError> {
+        std::thread::sleep(self.pace);
+        self.logits.clear();
+        self.logits.resize(inputs.logit_rows.len() * VOCAB, 0.0);
+        for sequence in &inputs.sequences {
+            if sequence.past == 0 {
+                self.prompts.insert(sequence.slot, sequence.count);
+            }
+            let said = sequence.past + sequence.count - self.prompts[&sequence.slot];
+            let next = self.ids.get(said as usize).copied().unwrap_or(self.end);
+            for (row, position) in inputs.logit_rows.iter().enumerate() {
+                if (sequence.first..sequence.first + sequence.count).contains(position) {
+                    self.logits[row * VOCAB + next as usize] = 50.0;
+                }
+            }
+        }
+        Ok(&self.logits)
+    }
+}
+
+fn text() -> Text {
+    let template = include_str!("../models/tiny/chat_template.jinja");
+    Text::load(TextFiles {
+        tokenizer_json: include_bytes!("../models/tiny/tokenizer.json"),
+        tokenizer_config: Some(include_bytes!("../models/tiny/tokenizer_config.json")),
+        chat_template: Some(template),
+    })
+    .expect("the tiny model's own files")
+}
+
+/// A server whose model answers `script`.
+struct Server {
+    app: Arc<App>,
+}
+
+impl Server {
+    async fn answering(script: &str) -> Self {
+        Self::start(script, Duration::ZERO, Options::new(vec!["nvidia/tiny".into(), "tiny".into()])).await
+    }
+
+    async fn start(script: &str, pace: Duration, options: Options) -> Self {
+        let text = text();
+        let ids = text.encode(script, false).expect("plain text");
+        let end = text.id_of("<|im_end|>").expect("a control token");
+        let limits = Limits { step_tokens: 1024, logit_rows: 1024, slots: 8, blocks: 512, block_len: 16 };
+        let network = Script { ids, end, pace, prompts: HashMap::new(), limits, logits: Vec::new() };
+        let config = EngineConfig { context_len: CONTEXT, ..EngineConfig::default() };
+        let (engine, _) = engine::start(config, move |_| Ok(Box::new(network)));
+        engine.loaded().await;
+        let app = App::new(options);
+        app.set_resident(api::Resident {
+            text: Arc::new(text),
+            engine,
+            model: Arc::new(ModelInfo {
+                served_names: vec!["nvidia/tiny".into(), "tiny".into()],
+                root: "tiny".into(),
+                created: 1,
+                max_model_len: CONTEXT,
+                vocab_size: VOCAB,
+                stop_ids: vec![end],
+                defaults: SamplingDefaults::default(),
+            }),
+        });
+        Self { app }
+    }
+
+    async fn call(&self, request: Request<Body>) -> Response {
+        api::router(self.app.clone()).oneshot(request).await.expect("the router is infallible")
+    }
+
+    async fn get(&self, path: &str) -> (StatusCode, String) {
+        let request = Request::get(path).body(Body::empty()).expect("a request");
+        read(self.call(request).await).await
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> (StatusCode, String) {
+        read(self.call(post(path, body.to_string())).await).await
+    }
+
+    async fn json(&self, path: &str, body: Value) -> (StatusCode, Value) {
+        let (status, text) = self.post(path, &body).await;
+        (status, redact(serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))))
+    }
+
+    /// The events of a stream, one per line, without what differs from run to run.
+    async fn events(&self, path: &str, body: Value) -> String {
+        let (status, text) = self.post(path, &body).await;
+        assert_eq!(status, StatusCode::OK, "{text}");
+        let lines = text.lines().filter(|line| !line.is_empty()).map(|line| {
+            let data = line.strip_prefix("data: ").unwrap_or_else(|| panic!("not an event: {line}"));
+            match serde_json::from_str(data) {
+                Ok(value) => without_head(redact(value)).to_string(),
+                Err(_) => data.to_owned(),
+            }
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn post(path: &str, body: impl Into<Body>) -> Request<Body> {
+    let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+    request.body(body.into()).expect("a request")
+}
+
+async fn read(response: Response) -> (StatusCode, String) {
+    let status = response.status();
+    let bytes = to_bytes(response.into_body(), 1 << 24).await.expect("a whole body");
+    (status, String::from_utf8(bytes.to_vec()).expect("UTF-8"))
+}
+
+/// Names and times become constants.
+fn redact(mut value: Value) -> Value {
+    match &mut value {
+        Value::Object(map) => {
+            for (key, value) in map.iter_mut() {
+                match (key.as_str(), &*value) {
+                    ("id", Value::String(id)) if id.starts_with("call_") => *value = json!("[call]"),
+                    ("id", Value::String(id)) if id.contains("cmpl-") => *value = json!("[id]"),
+                    ("created", Value::Number(_)) => *value = json!(0),
+                    ("system_fingerprint", _) => *value = json!("[fingerprint]"),
+                    _ => *value = redact(value.take()),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| *item = redact(item.take())),
+        _ => {}
+    }
+    value
+}
+
+fn without_head(mut value: Value) -> Value {
+    if let Value::Object(map) = &mut value {
+        for key in ["id", "object", "created", "model", "system_fingerprint"] {
+            map.shift_remove(key);
+        }
+    }
+    value
+}
+
+fn chat(extra: Value) -> Value {
+    let mut body =
+        json!({"model": "tiny", "temperature": 0, "messages": [{"role": "user", "content": "hi"}]});
+    if let (Value::Object(body), Value::Object(extra)) = (&mut body, extra) {
+        body.extend(extra);
+    }
+    body
+}
+
+fn weather() -> Value {
+    json!([{"type": "function", "function": {"name": "weather", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+    }}}])
+}
+
+const CHAT: &str = "/v1/chat/completions";
+const CALL: &str = "Look it up.\n</think>\n<tool_call>\n<function=weather>\n<parameter=city>\nBonn\n</parameter>\n\
+                    <parameter=days>\n2\n</parameter>\n</function>\n</tool_call>\n";
+
+#[tokio::test]
+async fn a_thought_and_an_answer_are_apart() {
+    let server = Server::answering("Easy.\n</think>\nForty-two.").await;
+    let (status, answer) = server.json(CHAT, chat(json!({}))).await;
+    assert_eq!(status, StatusCode::OK);
+    insta::assert_json_snapshot!(answer);
+}
+
+#[tokio::test]
+async fn a_stream_is_role_thought_content_end_usage() {
+    let server = Server::answering("Easy.\n</think>\nForty-two.").await;
+    let body = chat(json!({"stream": true, "stream_options": {"include_usage": true}}));
+    insta::assert_snapshot!(server.events(CHAT, body).await);
+}
+
+#[tokio::test]
+async fn a_call_is_read_out_of_the_markup() {
+    let server = Server::answering(CALL).await;
+    let (_, answer) = server.json(CHAT, chat(json!({"tools": weather()}))).await;
+    insta::assert_json_snapshot!(answer["choices"]);
+}
+
+#[tokio::test]
+async fn a_streamed_call_names_itself_once() {
+    let server = Server::answering(CALL).await;
+    insta::assert_snapshot!(server.events(CHAT, chat(json!({"tools": weather(), "stream": true}))).await);
+}
+
+#[tokio::test]
+async fn without_tools_markup_is_content() {
+    let server = Server::answering(CALL).await;
+    let (_, answer) = server.json(CHAT, chat(json!({"tools": weather(), "tool_choice": "none"}))).await;
+    let message = &answer["choices"][0]["message"];
+    assert!(message.get("tool_calls").is_none());
+    assert!(message["content"].to_string().contains("<function=weather>"), "{message}");
+}
+
+#[tokio::test]
+async fn one_call_is_enough_where_calls_may_not_be_parallel() {
+    let server = Server::answering(&CALL.repeat(2)).await;
+    let body = chat(json!({"tools": weather(), "parallel_tool_calls": false}));
+    let (_, answer) = server.json(CHAT, body).await;
+    let calls = answer["choices"][0]["message"]["tool_calls"].as_array().map(Vec::len);
+    assert_eq!((calls, &answer["choices"][0]["finish_reason"]), (Some(1), &json!("tool_calls")));
+}
+
+#[tokio::test]
+async fn thinking_off_makes_all_of_it_content() {
+    let server = Server::answering("Forty-two.").await;
+    for off in
+        [json!({"chat_template_kwargs": {"enable_thinking": false}}), json!({"reasoning_effort": "none"})]
+    {
+        let (_, answer) = server.json(CHAT, chat(off)).await;
+        let message = &answer["choices"][0]["message"];
+        assert_eq!((&message["content"], &message["reasoning"]), (&json!("Forty-two."), &Value::Null));
+    }
+}
+
+#[tokio::test]
+async fn a_thought_cut_short_leaves_no_content() {
+    let server = Server::answering("I wonder and wonder and wonder").await;
+    let (_, answer) = server.json(CHAT, chat(json!({"max_tokens": 3}))).await;
+    let choice = &answer["choices"][0];
+    assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("length"), &Value::Null));
+    assert_eq!(answer["usage"]["completion_tokens"], 3);
+    assert_eq!(answer["usage"]["completion_tokens_details"]["reasoning_tokens"], 3);
+}
+
+#[tokio::test]
+async fn a_stop_string_ends_the_answer_and_is_named() {
+    let server = Server::answering("</think>one two three four").await;
+    let (_, answer) = server.json(CHAT, chat(json!({"stop": ["e f", "o th"]}))).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["message"]["content"], "one tw");
+    assert_eq!((&choice["finish_reason"], &choice["stop_reason"]), (&json!("stop"), &json!("o th")));
+}
+
+#[tokio::test]
+async fn several_choices_each_begin_and_end_once() {
+    let server = Server::answering("</think>yes").await;
+    let events = server.events(CHAT, chat(json!({"n": 3, "temperature": 1, "stream": true}))).await;
+    for index in 0..3 {
+        let of_choice = |event: &&str| event.contains(&format!("{{\"index\":{index},"));
+        let events: Vec<&str> = events.lines().filter(of_choice).collect();
+        assert!(events.first().is_some_and(|event| event.contains("\"role\"")), "{events:?}");
+        assert_eq!(events.iter().filter(|event| event.contains("\"finish_reason\":\"stop\"")).count(), 1);
+        assert!(
+            events.last().is_some_and(|event| event.contains("\"finish_reason\":\"stop\"")),
+            "{events:?}"
+        );
+    }
+    assert!(events.ends_with("[DONE]"));
+}
+
+#[tokio::test]
+async fn every_token_has_its_logprobs_once_streamed_or_not() {
+    let server = Server::answering("Hm\n</think>\nGrüße 🦀").await;
+    let extra = json!({"logprobs": true, "top_logprobs": 1});
+    let (_, answer) = server.json(CHAT, chat(extra.clone())).await;
+    let plain = answer["choices"][0]["logprobs"]["content"].as_array().cloned().unwrap_or_default();
+    assert_eq!(json!(plain.len()), answer["usage"]["completion_tokens"]);
+    let mut body = chat(extra);
+    body["stream"] = json!(true);
+    let mut streamed = Vec::new();
+    for line in server.events(CHAT, body).await.lines().filter(|line| *line != "[DONE]") {
+        let event: Value = serde_json::from_str(line).expect("an event is JSON");
+        streamed.extend(event["choices"][0]["logprobs"]["content"].as_array().cloned().unwrap_or_default());
+    }
+    assert_eq!(plain, streamed);
+    let bytes = plain.iter().flat_map(|entry| entry["bytes"].as_array().cloned().unwrap_or_default());
+    let bytes: Vec<u8> = bytes.filter_map(|byte| byte.as_u64().map(|byte| byte as u8)).collect();
+    assert!(String::from_utf8(bytes).is_ok_and(|text| text.contains("Grüße 🦀")));
+}
+
+#[tokio::test]
+async fn a_completion_continues_raw_text() {
+    let server = Server::answering(" a time <think>").await;
+    let body = json!({"prompt": "Once upon", "echo": true, "logprobs": 1, "temperature": 0});
+    let (status, answer) = server.json("/v1/completions", body).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["text"], "Once upon a time <think>");
+    assert_eq!(choice["logprobs"]["token_logprobs"][0], Value::Null);
+    assert_eq!(choice["logprobs"]["text_offset"][0], 0);
+    let lengths = ["tokens", "token_logprobs", "text_offset", "top_logprobs"]
+        .map(|list| choice["logprobs"][list].as_array().map(Vec::len));
+    assert!(lengths.iter().all(|length| *length == lengths[0]), "{lengths:?}");
+}
+
+#[tokio::test]
+async fn completions_stream_and_number_their_choices() {
+    let server = Server::answering(" yes").await;
+    let body = json!({"prompt": ["a", "b"], "stream": true, "temperature": 0,
+        "stream_options": {"include_usage": true, "continuous_usage_stats": true}});
+    let events = server.events("/v1/completions", body).await;
+    let mut texts = [String::new(), String::new()];
+    for line in events.lines().filter(|line| *line != "[DONE]") {
+        let event: Value = serde_json::from_str(line).expect("an event is JSON");
+        for choice in event["choices"].as_array().into_iter().flatten() {
+            let index = choice["index"].as_u64().unwrap_or(9) as usize;
+            texts[index] += choice["text"].as_str().unwrap_or_default();
+        }
+    }
+    assert_eq!(texts, [" yes", " yes"]);
+    assert!(
+        events.lines().filter(|line| *line != "[DONE]").all(|line| line.contains("\"usage\":{")),
+        "{events}"
+    );
+    assert!(events.ends_with("[DONE]"));
+}
+
+#[tokio::test]
+async fn scoring_generates_nothing() {
+    let server = Server::answering("never said").await;
+    let body = json!({"prompt": "Once upon", "echo": true, "max_tokens": 0, "logprobs": 0});
+    let (status, answer) = server.json("/v1/completions", body).await;
+    assert_eq!((status, &answer["choices"][0]["text"]), (StatusCode::OK, &json!("Once upon")), "{answer}");
+    assert_eq!(answer["usage"]["completion_tokens"], 0);
+}
+
+#[tokio::test]
+async fn ids_and_text_are_each_others_inverse() {
+    let server = Server::answering("").await;
+    let text = "Grüße, 世界! 🦀 <|im_end|>\n";
+    let (_, tokens) = server.json("/tokenize", json!({"prompt": text, "return_token_strs": true})).await;
+    assert_eq!(tokens["count"], json!(tokens["tokens"].as_array().map(Vec::len)));
+    let (_, back) = server.json("/detokenize", json!({"tokens": tokens["tokens"]})).await;
+    assert_eq!((&back["prompt"], &back["content"]), (&json!(text), &json!(text)));
+    let (_, counted) = server.json("/tokenize", chat(json!({"tools": weather()}))).await;
+    let (_, answer) = server.json(CHAT, chat(json!({"tools": weather(), "max_tokens": 1}))).await;
+    assert_eq!(counted["count"], answer["usage"]["prompt_tokens"]);
+}
+
+#[tokio::test]
+async fn models_are_listed_and_found_with_slashes() {
+    let server = Server::answering("").await;
+    let (_, list) = server.get("/v1/models").await;
+    insta::assert_json_snapshot!(redact(serde_json::from_str(&list).expect("JSON")));
+    for path in ["/v1/models/nvidia/tiny", "/v1/models/nvidia%2Ftiny", "/v1/models/tiny?api-version=1"] {
+        assert_eq!(server.get(path).await.0, StatusCode::OK, "{path}");
+    }
+    assert_eq!(server.get("/v1/models/gpt-4").await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn bad_requests_are_named() {
+    let server = Server::answering("x").await;
+    let check = async |path: &str, body: &str, status: u16, param: Value, words: &str| {
+        let (got, text) = read(server.call(post(path, body.to_owned())).await).await;
+        let error: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"));
+        let error = &error["error"];
+        assert_eq!(
+            (got.as_u16(), &error["code"], &error["param"]),
+            (status, &json!(status), &param),
+            "{body}: {text}"
+        );
+        assert!(error["message"].to_string().contains(words), "{body}: {text}");
+    };
+    check(CHAT, "", 400, Value::Null, "JSON decode error").await;
+    check(CHAT, "{\"messages\": ", 400, Value::Null, "JSON decode error").await;
+    check(CHAT, "[1]", 400, Value::Null, "object").await;
+    check(CHAT, &format!("{{\"a\":{}", "[".repeat(100_000)), 400, Value::Null, "recursion").await;
+    check(CHAT, "{}", 400, json!("messages"), "required").await;
+    check(CHAT, "{\"messages\": []}", 400, json!("messages"), "empty").await;
+    check(CHAT, "{\"messages\": \"hi\"}", 400, json!("messages"), "an array").await;
+    check("/v1/completions", "{}", 400, json!("prompt"), "required").await;
+    check("/v1/completions", "{\"prompt\": []}", 400, json!("prompt"), "empty").await;
+    check("/v1/completions", "{\"prompt\": [4096]}", 400, json!("prompt"), "outside the vocabulary").await;
+    check("/v1/completions", "{\"prompt\": \"x\", \"suffix\": \"y\"}", 400, json!("suffix"), "not currently")
+        .await;
+    check("/detokenize", "{\"tokens\": [-1]}", 400, json!("tokens"), "outside the vocabulary").await;
+    let with = |extra| chat(extra).to_string();
+    check(CHAT, &with(json!({"model": "gpt-4"})), 404, json!("model"), "nvidia/tiny").await;
+    check(CHAT, &with(json!({"temperature": 3})), 400, json!("temperature"), "between 0 and 2").await;
+    check(CHAT, &with(json!({"max_tokens": 100_000})), 400, json!("max_tokens"), "max_model_len").await;
+    check(
+        CHAT,
+        &with(json!({"response_format": {"type": "json_object"}})),
+        400,
+        json!("response_format"),
+        "grammar",
+    )
+    .await;
+    check(CHAT, &with(json!({"guided_json": {}})), 400, json!("guided_json"), "grammar").await;
+    check(
+        CHAT,
+        &with(json!({"tools": weather(), "tool_choice": "required"})),
+        400,
+        json!("tool_choice"),
+        "grammar",
+    )
+    .await;
+    let long = json!([{"role": "user", "content": "word ".repeat(2000)}]);
+    check(CHAT, &with(json!({"messages": long})), 400, json!("input_tokens"), "maximum context length").await;
+    // Fields that nobody knows, nulls and floats do no harm.
+    let (status, _) = server.json(CHAT, chat(json!({"store": true, "stop": null, "max_tokens": 4.0}))).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn what_is_not_served_is_said_in_the_same_shape() {
+    let server = Server::answering("x").await;
+    let check = async |method: Method, path: &str, status: u16| {
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).expect("a request");
+        let response = server.call(request).await;
+        let allow = response.headers().get(header::ALLOW).is_some();
+        let (got, text) = read(response).await;
+        let error: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"));
+        assert_eq!((got.as_u16(), &error["error"]["code"]), (status, &json!(status)), "{path}: {text}");
+        assert_eq!(allow, status == 405, "{path}");
+    };
+    check(Method::GET, "/nowhere", 404).await;
+    check(Method::GET, CHAT, 405).await;
+    check(Method::DELETE, "/v1/models", 405).await;
+    check(Method::POST, "/v1/embeddings", 501).await;
+    let plain = Request::post(CHAT).header(header::CONTENT_TYPE, "text/plain").body(Body::from("{}"));
+    let (status, text) = read(server.call(plain.expect("a request")).await).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(text.contains("Unsupported Media Type"), "{text}");
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_limit_is_refused_declared_or_not() {
+    let mut options = Options::new(vec!["tiny".into()]);
+    options.body_limit = 1000;
+    let server = Server::start("x", Duration::ZERO, options).await;
+    let body = "x".repeat(1001);
+    let declared = Request::post(CHAT)
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::CONTENT_LENGTH, body.len());
+    let declared = declared.body(Body::from(body.clone())).expect("a request");
+    for request in [declared, post(CHAT, body)] {
+        let (status, text) = read(server.call(request).await).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{text}");
+        assert!(text.contains("1000 bytes"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn keys_guard_all_but_the_probes() {
+    let mut options = Options::new(vec!["tiny".into()]);
+    options.api_keys = vec!["secret".into()];
+    let server = Server::start("x", Duration::ZERO, options).await;
+    for path in ["/health", "/ping", "/version", "/metrics", "/load"] {
+        assert_eq!(server.get(path).await.0, StatusCode::OK, "{path}");
+    }
+    let (status, text) = server.get("/v1/models").await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    assert!(text.contains("AuthenticationError"), "{text}");
+    let request =
+        Request::get("/v1/models").header(header::AUTHORIZATION, "Bearer secret").body(Body::empty());
+    assert_eq!(server.call(request.expect("a request")).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn only_local_pages_may_call_an_open_server() {
+    let server = Server::answering("x").await;
+    let preflight = async |origin: &str| {
+        let request = Request::options(CHAT)
+            .header(header::ORIGIN, origin)
+            .header(header::ACCESS_CONTROL_REQUEST_METHOD, "POST")
+            .body(Body::empty());
+        let response = server.call(request.expect("a request")).await;
+        response.headers().contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN)
+    };
+    assert!(preflight("http://localhost:3000").await);
+    assert!(!preflight("https://evil.example").await);
+}
+
+#[tokio::test]
+async fn the_request_id_comes_back() {
+    let server = Server::answering("x").await;
+    let mut request = post(CHAT, chat(json!({"max_tokens": 1})).to_string());
+    request.headers_mut().insert("x-request-id", "mine-7".parse().expect("a header"));
+    let response = server.call(request).await;
+    assert_eq!(response.headers().get("x-request-id").map(|id| id.as_bytes()), Some(&b"mine-7"[..]));
+    assert!(read(response).await.1.contains("\"id\":\"chatcmpl-mine-7\""));
+}
+
+#[tokio::test]
+async fn until_there_is_a_model_health_is_red_and_requests_wait_their_turn() {
+    let app = App::new(Options::new(vec!["tiny".into()]));
+    let server = Server { app: app.clone() };
+    let (status, text) = server.get("/health").await;
+    assert_eq!(
+        (status, text.as_str()),
+        (StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"loading","progress":0.0}"#)
+    );
+    let response = server.call(post(CHAT, chat(json!({})).to_string())).await;
+    assert!(response.headers().contains_key(header::RETRY_AFTER));
+    let (status, text) = read(response).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(text.contains("Loading model"), "{text}");
+    app.set_load_error("no such folder".into());
+    assert!(server.get("/health").await.1.contains("no such folder"));
+}
+
+#[tokio::test]
+async fn every_series_is_there_from_the_start_and_counts() {
+    let server = Server::answering("</think>yes").await;
+    let value = async |name: &str| {
+        let page = server.get("/metrics").await.1;
+        let line =
+            page.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {page}"));
+        line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok())
+    };
+    let stop = "vllm:request_success_total{engine=\"0\",finished_reason=\"stop\",model_name=\"nvidia/tiny\"}";
+    let names = [
+        stop,
+        "vllm:num_requests_running{model_name=\"nvidia/tiny\",engine=\"0\"}",
+        "vllm:prompt_tokens_total{",
+        "vllm:generation_tokens_total{",
+        "vllm:time_to_first_token_seconds_count{",
+        "vllm:iteration_tokens_total_bucket{",
+    ];
+    for name in names {
+        assert_eq!(value(name).await, Some(0.0), "{name}");
+    }
+    let (_, answer) = server.json(CHAT, chat(json!({}))).await;
+    assert_eq!(value(stop).await, Some(1.0));
+    assert_eq!(value("vllm:generation_tokens_total{").await, answer["usage"]["completion_tokens"].as_f64());
+    assert_eq!(value("vllm:time_to_first_token_seconds_count{").await, Some(1.0));
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_frees_its_place() {
+    let script = "word ".repeat(400);
+    let options = Options::new(vec!["nvidia/tiny".into()]);
+    let server = Server::start(&script, Duration::from_millis(5), options).await;
+    let abort = "finished_reason=\"abort\",model_name=\"nvidia/tiny\"} ";
+    // Streaming: the body is dropped. Not streaming: the handler is.
+    let stream = server.call(post(CHAT, chat(json!({"stream": true})).to_string())).await;
+    drop(stream);
+    let plain = server.call(post(CHAT, chat(json!({})).to_string()));
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), plain).await.is_err(),
+        "the answer takes seconds"
+    );
+    let give_up = Instant::now() + Duration::from_secs(5);
+    loop {
+        let page = server.get("/metrics").await.1;
+        let running = page.contains("vllm:num_requests_running{model_name=\"nvidia/tiny\",engine=\"0\"} 0");
+        if running && page.contains(&format!("{abort}2")) {
+            break;
+        }
+        assert!(Instant::now() < give_up, "{page}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn at_the_end_open_streams_are_told() {
+    let options = Options::new(vec!["nvidia/tiny".into()]);
+    let server = Server::start(&"word ".repeat(400), Duration::from_millis(5), options).await;
+    let response = server.call(post(CHAT, chat(json!({"stream": true})).to_string())).await;
+    server.app.set_draining();
+    assert_eq!(server.get("/health").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let engine = server.app.resident().expect("a model").engine.clone();
+    engine.shutdown(Duration::from_millis(50)).await;
+    let (_, events) = read(response).await;
+    let tail: Vec<&str> = events.lines().filter(|line| !line.is_empty()).rev().take(2).collect();
+    assert_eq!(tail[0], "data: [DONE]");
+    assert!(tail[1].contains("\"code\":503"), "{}", tail[1]);
+}
