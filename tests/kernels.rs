@@ -5,8 +5,9 @@
 use std::collections::BTreeSet;
 use std::mem::offset_of;
 
-use ferrotron::backend::simt::{self, Bf16Buffer, Error, Launch, RmsNormArgs, rms_norm};
+use ferrotron::backend::simt::{self, Bf16Buffer, Error, Launch, rms_norm};
 use ferrotron::ops;
+use ferrotron::ops::rms_norm::Args as RmsNormArgs;
 use half::bf16;
 use proptest::prelude::*;
 

@@ -48,9 +48,8 @@ where
         if closing.await.is_err() {
             return std::future::pending().await;
         }
-        match app.resident() {
-            Some(resident) => resident.engine.shutdown(drain.timeout).await,
-            None => {}
+        if let Some(resident) = app.resident() {
+            resident.engine.shutdown(drain.timeout).await;
         }
         tokio::time::sleep(GOODBYE).await;
     };

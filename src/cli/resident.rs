@@ -5,13 +5,13 @@ use clap::ValueEnum;
 use serde_json::{Map, Value};
 
 use super::pull::hub_cache;
-
 use crate::backend::{Precision, cpu::Cpu, reference::Reference, trace::Trace};
 use crate::model::config::{GenerationConfig, ModelConfig};
+use crate::model::fields::Fields;
 use crate::model::{Limits, Model, Network, load, presets};
 use crate::sample;
 use crate::text::{Mode, Text, TextFiles, Tool};
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, Linear};
 
 /// Tokens per KV block.
 pub const BLOCK_LEN: usize = 16;
@@ -147,7 +147,7 @@ impl Resident {
         limits: Limits,
         progress: &dyn Fn(u64),
     ) -> anyhow::Result<Box<dyn Network>> {
-        let fields = load::load(&self.config, &self.checkpoint, progress)?.fields;
+        let fields = self.fields(progress)?;
         Ok(match compute.backend {
             BackendName::Reference => Box::new(Model::new(
                 Reference::new(compute.precision()),
@@ -161,9 +161,17 @@ impl Resident {
         })
     }
 
+    fn fields(&self, progress: &dyn Fn(u64)) -> anyhow::Result<Fields<Linear>> {
+        let loaded = load::load(&self.config, &self.checkpoint, progress)?;
+        for warning in &loaded.warnings {
+            eprintln!("warning: {}: {warning}", self.name);
+        }
+        Ok(loaded.fields)
+    }
+
     /// The model on the CPU, with its drafter in reach.
     pub fn cpu_model(&self, compute: &Compute, limits: Limits) -> anyhow::Result<Model<Cpu>> {
-        let fields = load::load(&self.config, &self.checkpoint, &|_| {})?.fields;
+        let fields = self.fields(&|_| {})?;
         Ok(Model::new(self.cpu(compute)?, self.config.clone(), fields, limits)?)
     }
 
@@ -173,7 +181,7 @@ impl Resident {
 
     /// The model without weights, for counting bytes.
     pub fn trace(&self, limits: Limits, cache_bytes: usize) -> anyhow::Result<Model<Trace>> {
-        let fields = load::load(&self.config, &self.checkpoint, &|_| {})?.fields;
+        let fields = load::outline(&self.config, &self.checkpoint)?;
         Ok(Model::new(Trace::new(cache_bytes), self.config.clone(), fields, limits)?)
     }
 }

@@ -64,22 +64,3 @@ pub fn softplus(x: f32) -> f32 {
 pub fn silu(x: f32) -> f32 {
     x / (1.0 + (-x).exp())
 }
-
-#[cfg(test)]
-pub(crate) mod testing {
-    //! Small deterministic inputs for the tests of operations and backends.
-
-    /// Pseudo-random values in [-1, 1): splitmix64, so that a test needs no generator crate.
-    pub fn values(seed: u64, count: usize) -> Vec<f32> {
-        let mut state = seed;
-        (0..count)
-            .map(|_| {
-                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                let mut z = state;
-                z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-                z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-                ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
-}

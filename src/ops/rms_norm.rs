@@ -3,6 +3,20 @@
 
 use super::Cost;
 
+/// The kernel's `RmsNormArgs`, by value. Pointers to bfloat16 bits, on whichever side the kernel runs.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Args {
+    /// [rows, width]
+    pub x: *const u16,
+    /// [width]
+    pub weight: *const u16,
+    /// [rows, width]
+    pub y: *mut u16,
+    pub width: u32,
+    pub eps: f32,
+}
+
 /// One row. `x`, `weight`, `out` [width].
 pub fn reference(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let mean = x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / x.len() as f64;

@@ -10,7 +10,7 @@ mod rms_norm;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 pub use buffer::Bf16Buffer;
-pub use rms_norm::{Args as RmsNormArgs, rms_norm};
+pub use rms_norm::rms_norm;
 
 /// Room for the shim's account of a deadlock: a line for each place where threads wait.
 const REPORT_BYTES: usize = 4096;

@@ -1,23 +1,10 @@
 //! `kernels/rms_norm.cu` on the host.
 
 use super::{Bf16Buffer, Error, Launch, launch};
+use crate::ops::rms_norm::Args;
 
 /// Threads of a block; `RMS_NORM_THREADS` of the kernel.
 const THREADS: u32 = 256;
-
-/// `RmsNormArgs` of the kernel. Pointers to bfloat16 bits.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct Args {
-    /// [rows, width]
-    pub x: *const u16,
-    /// [width]
-    pub weight: *const u16,
-    /// [rows, width]
-    pub y: *mut u16,
-    pub width: u32,
-    pub eps: f32,
-}
 
 /// Divides each row by its root mean square and multiplies it by the weight.
 /// `x` [rows, width], `weight` [width] bf16 bits; returns y [rows, width].
