@@ -151,7 +151,27 @@ pub fn stop_strings(data: &[u8]) {
 /// A checkpoint's template on any messages, and any text as a template: an answer or an error, never a panic, and no
 /// control token that the template did not write.
 pub fn template(data: &[u8]) {
-    let words = String::from_utf8_lossy(data).into_owned();
+    const PIECES: [&str; 10] = [
+        "<|im_end|>",
+        "<|im_start|>",
+        "</s>",
+        "<",
+        "|im_end|",
+        ">",
+        "s",
+        "{{ messages }}",
+        "{% for m in messages %}",
+        " ",
+    ];
+    let pieces: Vec<u8> = data
+        .iter()
+        .flat_map(|byte| match PIECES.get(*byte as usize % 32) {
+            Some(piece) => piece.as_bytes(),
+            None => std::slice::from_ref(byte),
+        })
+        .copied()
+        .collect();
+    let words = String::from_utf8_lossy(&pieces).into_owned();
     let call = ToolCall { id: None, name: words.clone(), arguments: Value::String(words.clone()) };
     let message =
         |role: &str| Message { role: role.into(), content: Some(words.clone()), ..Message::default() };
