@@ -22,7 +22,7 @@ const GUESTS: [(&str, &[&str]); 6] = [
     ("tokenizers", &["text"]),
     ("minijinja", &["text"]),
     ("safetensors", &["weights"]),
-    ("rayon", &["backend", "cli"]),
+    ("rayon", &["backend", "model", "cli"]),
     ("hf_hub", &["cli"]),
 ];
 

@@ -116,6 +116,8 @@ pub fn spell(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 /// The name of a flag and the value behind its `=`; no name if the argument is none.
 fn split(argument: &OsString) -> (Option<&str>, Option<&str>) {
     match argument.to_str() {
+        // `-O3`: the only one whose value is glued to it.
+        Some(flag) if flag.starts_with("-O") && flag.len() > 2 => (Some("-O"), flag.get(2..)),
         Some(flag) if flag.starts_with('-') && flag.len() > 1 => match flag.split_once('=') {
             Some((name, value)) => (Some(name), Some(value)),
             None => (Some(flag), None),
@@ -128,7 +130,7 @@ fn canonical(name: &str) -> String {
     match SHORT.iter().find(|(short, _)| *short == name) {
         Some((_, long)) => (*long).to_owned(),
         None if name.starts_with("--") => name.replace('_', "-"),
-        None if name.starts_with("-O") => "--compilation-config".to_owned(),
+        None if name == "-O" => "--compilation-config".to_owned(),
         None => name.to_owned(),
     }
 }
