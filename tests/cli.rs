@@ -153,10 +153,15 @@ fn check_positive(report: &Value) {
 
 #[test]
 fn bench_refuses_what_cannot_be_measured() {
-    bad(&["bench", "decode", "--tokens", "0"], &["--tokens"]);
-    bad(&["bench", "decode", "--batch", "1,0"], &["--batch"]);
-    bad(&["bench", "prefill", "--lengths", ""], &["--lengths"]);
-    bad(&["bench", "prefill", "--repeats", "0"], &["--repeats"]);
+    let most = usize::MAX.to_string();
+    for value in ["0", "-1", "x", "1,0", "", &most] {
+        bad(&["bench", "decode", &format!("--batch={value}")], &["--batch", "from 1 to 1024"]);
+        bad(&["bench", "decode", &format!("--tokens={value}")], &["--tokens", "from 1 to 1048576"]);
+        bad(&["bench", "prefill", &format!("--lengths={value}")], &["--lengths", "from 1 to 1048576"]);
+        bad(&["bench", "prefill", &format!("--repeats={value}")], &["--repeats", "from 1 to"]);
+    }
+    bad(&["bench", "decode", "--context", "8190"], &["8190", "64", "the context of 8192"]);
+    bad(&["bench", "prefill", "--lengths", "8193"], &["8193", "the context of 8192"]);
 }
 
 #[test]
@@ -167,7 +172,9 @@ fn eval_answers_the_prompts_of_a_file() {
     let report = good_json(&["eval", "--json", "--prompts", &file(&folder, "two.jsonl", two)]);
     assert_eq!((&report["asked"], &report["right"]), (&json!(2), &json!(2)), "{report}");
     bad(&["eval", "--prompts", &file(&folder, "bad.jsonl", "{\"family\": 1}")], &["bad.jsonl"]);
-    bad(&["eval", "--prompts", &file(&folder, "none.jsonl", "")], &["no prompts"]);
+    bad(&["eval", "--prompts", &file(&folder, "none.jsonl", "")], &["none.jsonl", "no prompts"]);
+    bad(&["eval", "--max-tokens", &usize::MAX.to_string()], &["the context of 8192"]);
+    bad(&["eval", "--backend", "reference"], &["--backend", "cpu"]);
 }
 
 #[test]
@@ -315,7 +322,7 @@ fn a_missing_tensor_is_named() {
         let tensor = header.as_object_mut().unwrap().remove(MATRIX).unwrap();
         header["another"] = tensor;
     });
-    broken.is_refused(&[MATRIX, "missing"]);
+    broken.is_refused(&[MATRIX, "no such tensor"]);
 }
 
 #[test]
@@ -362,7 +369,7 @@ fn a_configuration_of_another_network_is_refused() {
         Broken::new().with_config(|config| config[field] = value).is_refused(words);
     };
     check("hybrid_override_pattern", json!("MEMXEMEM*E"), &["hybrid_override_pattern", "X"]);
-    check("model_type", json!("llama"), &["model_type", "llama"]);
+    check("hybrid_override_pattern", Value::Null, &["hybrid_override_pattern"]);
     check("hidden_size", json!("128"), &["hidden_size"]);
     check("hidden_size", json!(0), &["hidden_size", "0"]);
     check("num_hidden_layers", json!(11), &["11", "10"]);

@@ -91,6 +91,8 @@ fn a_client_that_leaves_frees_its_place_and_disturbs_nobody() {
     eventually("a plain request is aborted", || (finished(&server, "abort") == 2.0).then_some(()));
     eventually("its place is free", || (running(&server) == 0.0).then_some(()));
     assert_eq!(finished(&server, "length"), 2.0);
+    // Their places became free because they left, not because they had all that they asked for.
+    assert!(server.metric("vllm:generation_tokens_total", "") < 8000.0);
 }
 
 #[test]
@@ -184,6 +186,24 @@ fn half_a_request_makes_nobody_wait() {
     assert_eq!(server.post(COMPLETIONS, &greedy("Hi", 2)).status, 200);
     slow.write(second);
     assert_eq!(slow.answer().status, 200);
+}
+
+#[test]
+fn a_flag_that_cannot_be_is_refused_before_anything_is_set_aside() {
+    let check = |flag: &str, value: &str, words: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ferrotron"));
+        let output = command.args(["serve", "--port", "0", flag, value]).output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && !log.contains("panicked"), "{flag} {value}: {log}");
+        assert!(log.contains(flag) && log.contains(words), "{flag} {value}: {log}");
+    };
+    check("--max-num-batched-tokens", "18446744073709551615", "at most 1048576");
+    check("--max-num-seqs", "1025", "1..=1024");
+    check("--max-num-queued-reqs", "0", "from 1 to 1000000");
+    check("--max-model-len", "8193", "at most the model's 8192 tokens, got 8193");
+    check("--host", "256.0.0.1", "256.0.0.1");
+    check("--chat-template", "/nowhere/template", "/nowhere/template");
+    check("--override-generation-config", r#"{"top_p": 2}"#, "top_p: expected above 0 and at most 1, got 2");
 }
 
 #[test]

@@ -140,6 +140,15 @@ impl Resident {
         Text::load(files).with_context(|| format!("tokenizer and chat template of {place}"))
     }
 
+    /// Errors if a prompt and what follows it do not fit the model's context together.
+    pub fn check_context(&self, prompt: usize, further: usize) -> anyhow::Result<()> {
+        let context = self.config.max_position_embeddings;
+        if prompt.saturating_add(further) > context {
+            bail!("{prompt} tokens and {further} to generate exceed the context of {context} tokens");
+        }
+        Ok(())
+    }
+
     /// Loads the weights; `progress` is told how many bytes of [`Checkpoint::bytes`] are done.
     pub fn network(
         &self,
@@ -200,6 +209,12 @@ pub fn chat_mode(text: &Text, prompt: &[u32], tools: &[Value], kwargs: &Map<Stri
         force_nonempty_content: switch("force_nonempty_content", false),
         tools: (!tools.is_empty()).then(|| tools.iter().filter_map(tool).collect()),
     }
+}
+
+/// Reads a count that something is allocated for or repeated by; more than `MAX` is a slip of the finger.
+pub fn count<const MAX: usize>(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=MAX).contains(count));
+    count.ok_or_else(|| format!("expected a whole number from 1 to {MAX}, got `{text}`"))
 }
 
 /// The likeliest id of a row of logits. Errors if the row has none.

@@ -93,12 +93,14 @@ async fn load(args: Args, app: Arc<App>) -> anyhow::Result<Option<engine::Runner
     let Described { resident, text, model } = described;
     log_defaults(&model);
 
-    let steps = args.max_num_batched_tokens;
-    let limits = limits(usize::from(args.max_num_seqs), model.max_model_len, steps);
+    let sequences = usize::from(args.max_num_seqs);
+    // More than all contexts together never meets in a step.
+    let step_tokens = args.max_num_batched_tokens.min(sequences.saturating_mul(model.max_model_len));
+    let limits = limits(sequences, model.max_model_len, step_tokens);
     let config = EngineConfig {
         name: "engine".to_owned(),
         queue_len: args.max_num_queued_reqs,
-        max_sequences: usize::from(args.max_num_seqs),
+        max_sequences: sequences,
         context_len: model.max_model_len,
     };
     tracing::info!("Loading weights: {}", args.compute.describe());
@@ -262,7 +264,7 @@ async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
         io::ErrorKind::AddrInUse => {
             anyhow::anyhow!("port {port} on {host} is in use: stop who has it, or give another --port")
         }
-        _ => anyhow::anyhow!("cannot listen on port {port} of {host}: {error}"),
+        _ => anyhow::anyhow!("--host: cannot listen on port {port} of {host}: {error}"),
     })
 }
 

@@ -1,6 +1,6 @@
 //! The flags of `serve`, by vLLM's names where they mean the same.
 
-use crate::cli::resident::Compute;
+use crate::cli::resident::{Compute, count};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
@@ -45,10 +45,10 @@ pub struct Args {
     #[arg(long, alias = "parallel", value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub max_num_seqs: u16,
     /// Tokens of one step: what a long prompt may take before the others have their turn
-    #[arg(long, value_name = "N", default_value = "256", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = batched)]
     pub max_num_batched_tokens: usize,
     /// Requests that may wait; more are answered with 503
-    #[arg(long, value_name = "N", default_value = "1024", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "1024", value_parser = count::<1_000_000>)]
     pub max_num_queued_reqs: usize,
     /// Makes the seeds of requests without one repeat from start to start
     #[arg(long)]
@@ -183,8 +183,11 @@ fn size(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("expected a size such as 4096, 32k or 1M, got `{text}`"))
 }
 
-fn positive(text: &str) -> Result<usize, String> {
-    size(text)
+/// Memory is set aside for every token of a step.
+fn batched(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1 << 20;
+    let tokens = size(text)?;
+    if tokens <= MOST { Ok(tokens) } else { Err(format!("expected at most {MOST} tokens, got `{text}`")) }
 }
 
 fn seconds(text: &str) -> Result<std::time::Duration, String> {
