@@ -63,7 +63,6 @@ versions! {
 ///
 /// # Safety
 /// No other thread may touch these channels of the tail (rows of `[slots * (K-1), c]`) and of the output.
-#[allow(clippy::too_many_arguments)]
 pub unsafe fn conv(
     shape: &Mamba,
     sequence: &SequenceInputs,
@@ -119,7 +118,6 @@ pub unsafe fn conv(
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn ssm_body<const FMA: bool>(
     shape: &Mamba,
     sequence: &SequenceInputs,
@@ -206,7 +204,6 @@ pub fn append(
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn attend_body<const FMA: bool>(
     pages: Pages,
     blocks: &[u32],

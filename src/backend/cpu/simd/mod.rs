@@ -91,7 +91,6 @@ impl Isa {
 macro_rules! versions {
     ($(#[$doc:meta])* $vis:vis fn $name:ident = $body:ident($($arg:ident: $ty:ty),* $(,)?)) => {
         $(#[$doc])*
-        #[allow(clippy::too_many_arguments)]
         $vis fn $name(isa: $crate::backend::cpu::simd::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             {
@@ -215,7 +214,6 @@ pub fn rows(
 }
 
 /// Runs tiles of at most 4 tokens over `count` rows from `first`.
-#[allow(clippy::too_many_arguments)]
 fn token_tiles(
     isa: Isa,
     rows: &Rows<'_>,
