@@ -51,7 +51,10 @@ fn quantize_writes_the_checkpoint_that_ships() {
     for file in ["model.safetensors", "config.json", "hf_quant_config.json"] {
         let ours = std::fs::read(out.join(file)).expect("written");
         let ships = std::fs::read(models("tiny-nvfp4").join(file)).expect("part of the project");
-        assert!(ours == ships, "{file} differs from models/tiny-nvfp4/{file}: quantize tiny again, or say why");
+        assert!(
+            ours == ships,
+            "{file} differs from models/tiny-nvfp4/{file}: quantize tiny again, or say why"
+        );
     }
 }
 
@@ -64,7 +67,10 @@ fn every_instruction_set_reads_nvfp4_and_fp8_as_the_reference_does() {
         let whole = logits(&mut model(cpu(), "tiny-nvfp4"), 64);
         for (i, (got, expected)) in whole.iter().zip(&expected).enumerate() {
             let name = isa.name();
-            assert!((got - expected).abs() <= 1e-4 * scale, "{name}: logit {i} is {got}, expected {expected}");
+            assert!(
+                (got - expected).abs() <= 1e-4 * scale,
+                "{name}: logit {i} is {got}, expected {expected}"
+            );
         }
         assert_eq!(logits(&mut model(cpu(), "tiny-nvfp4"), 7), whole, "{}: chunks of 7", isa.name());
     }
