@@ -2,7 +2,6 @@
 
 use crate::cli::resident::Compute;
 use serde_json::{Map, Value};
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -29,9 +28,9 @@ pub struct Args {
     pub model_flag: Option<String>,
     #[command(flatten)]
     pub compute: Compute,
-    /// Address to listen on [default: 127.0.0.1; with an API key 0.0.0.0]
+    /// Address or name to listen on [default: 127.0.0.1; with an API key 0.0.0.0]
     #[arg(long, env = "FERROTRON_HOST")]
-    pub host: Option<IpAddr>,
+    pub host: Option<String>,
     /// Port to listen on; 0 takes a free one
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
