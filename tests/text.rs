@@ -7,8 +7,6 @@
 mod answers;
 #[path = "text/calls.rs"]
 mod calls;
-#[path = "text/fuzz.rs"]
-mod fuzz;
 #[path = "text/prompts.rs"]
 mod prompts;
 #[path = "text/random.rs"]

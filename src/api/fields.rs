@@ -77,7 +77,8 @@ impl<'a> Fields<'a> {
         Err(ApiError::bad(path, message))
     }
 
-    /// A finite number that `fits`; `expected` says in words what fits.
+    /// A finite number that `fits` as it is returned, because 1e-60 is above 0 and its f32 is not; `expected` says
+    /// in words what fits.
     pub fn number(
         &self,
         name: &str,
@@ -85,8 +86,9 @@ impl<'a> Fields<'a> {
         fits: impl Fn(f64) -> bool,
     ) -> Result<Option<f32>, ApiError> {
         let Some(value) = self.read(name, "a number", Value::as_f64)? else { return Ok(None) };
-        if value.is_finite() && fits(value) {
-            return Ok(Some(value as f32));
+        let single = value as f32;
+        if single.is_finite() && fits(f64::from(single)) {
+            return Ok(Some(single));
         }
         let path = self.path(name);
         Err(ApiError::bad(path.clone(), format!("`{path}` must be {expected}, got {value}.")))

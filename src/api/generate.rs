@@ -213,7 +213,6 @@ struct Choice {
 }
 
 impl Choice {
-    #[allow(clippy::too_many_arguments)] // One caller; a struct would only rename these.
     fn submit(
         app: &App,
         resident: &Resident,

@@ -36,13 +36,17 @@ mod throughput;
 mod tokenize;
 mod types;
 
+pub use body::read_object;
 pub use cors::CorsOptions;
 pub use error::ApiError;
 pub use model::{ModelInfo, SamplingDefaults};
 pub use server::{Drain, serve};
 pub use state::{App, BODY_LIMIT_DEFAULT, Health, Options, Resident, reported_version};
 pub use throughput::log_throughput;
-pub use types::RequestOptions;
+pub use types::{
+    ChatRequest, Common, CompletionRequest, DetokenizeRequest, Prompt, RequestOptions, Rules, StreamOptions,
+    TokenizeInput, TokenizeRequest,
+};
 
 use axum::Router;
 use axum::extract::Request;

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value};
 
 use super::pull::hub_cache;
@@ -171,7 +172,13 @@ impl Resident {
     }
 
     fn fields(&self, progress: &dyn Fn(u64)) -> anyhow::Result<Fields<Linear>> {
-        let loaded = load::load(&self.config, &self.checkpoint, progress)?;
+        let bar = load_bar(self.checkpoint.bytes())?;
+        let report = |done| {
+            bar.set_position(done);
+            progress(done);
+        };
+        let loaded = load::load(&self.config, &self.checkpoint, &report)?;
+        bar.finish_and_clear();
         for warning in &loaded.warnings {
             eprintln!("warning: {}: {warning}", self.name);
         }
@@ -193,6 +200,19 @@ impl Resident {
         let fields = load::outline(&self.config, &self.checkpoint)?;
         Ok(Model::new(Trace::new(cache_bytes), self.config.clone(), fields, limits)?)
     }
+}
+
+/// Bytes and GB/s of a load, on a terminal, when there is enough to wait for.
+fn load_bar(bytes: u64) -> anyhow::Result<ProgressBar> {
+    const WORTH_SHOWING: u64 = 100 << 20;
+    let template = "loading {bar:30} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} [{eta}]";
+    let bar = ProgressBar::hidden().with_style(ProgressStyle::with_template(template)?);
+    bar.set_length(bytes);
+    if bytes >= WORTH_SHOWING {
+        // Hidden by indicatif itself where standard error is no terminal.
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+    }
+    Ok(bar)
 }
 
 /// How the decoder reads an assistant's turn after `prompt`: as the prompt left it and as the template was told.

@@ -11,6 +11,7 @@ use crate::api::{
     self, App, CorsOptions, Drain, ModelInfo, Options, RequestOptions, SamplingDefaults, log_throughput,
 };
 use crate::engine::{self, EngineConfig, Status};
+use crate::model::Limits;
 use anyhow::{Context as _, bail};
 use args::Context;
 use serde_json::{Map, Value};
@@ -23,6 +24,8 @@ use tokio::sync::watch;
 
 /// Without a word from the user, more context than this is not set aside: room is reserved for each sequence.
 const CONTEXT_DEFAULT: usize = 32_768;
+/// Rows of logits that a step may be asked for at least.
+const PROMPT_ROWS: usize = 32;
 /// A dead engine's last answers get this long to leave.
 const DEATH_GRACE: Duration = Duration::from_secs(5);
 
@@ -95,8 +98,11 @@ async fn load(args: Args, app: Arc<App>) -> anyhow::Result<Option<engine::Runner
 
     let sequences = usize::from(args.max_num_seqs);
     // More than all contexts together never meets in a step.
-    let step_tokens = args.max_num_batched_tokens.min(sequences.saturating_mul(model.max_model_len));
-    let limits = limits(sequences, model.max_model_len, step_tokens);
+    let steps = args.max_num_batched_tokens.min(sequences.saturating_mul(model.max_model_len));
+    // One row per sequence and step is the rule; a few more let prompt_logprobs read on. A row is as wide as
+    // the vocabulary, so rows for every token of a step would cost more than the step's activations.
+    let logit_rows = steps.min(sequences.max(PROMPT_ROWS));
+    let limits = Limits { logit_rows, ..limits(sequences, model.max_model_len, steps) };
     let config = EngineConfig {
         name: "engine".to_owned(),
         queue_len: args.max_num_queued_reqs,

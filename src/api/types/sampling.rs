@@ -145,7 +145,7 @@ fn sampling(fields: &Fields, rules: Rules, logprobs: Option<u32>) -> Result<Samp
             .number("min_p", "between 0 and 1", |value| (0.0..=1.0).contains(&value))?
             .unwrap_or(defaults.min_p),
         repetition_penalty: fields
-            .number("repetition_penalty", "above 0", |value| value > 0.0 && value <= f32::MAX as f64)?
+            .number("repetition_penalty", "above 0", |value| value > 0.0)?
             .unwrap_or(defaults.repetition_penalty),
         presence_penalty: penalty("presence_penalty")?.unwrap_or(0.0),
         frequency_penalty: penalty("frequency_penalty")?.unwrap_or(0.0),
