@@ -138,3 +138,33 @@ fn the_patterns_put_attention_where_it_is() {
         assert_eq!(found, expected, "{name}");
     }
 }
+
+/// Which layers have a module in a format follows no rule, and totals do not notice two that change places: so their
+/// numbers are counted, and their squares added up.
+#[test]
+fn the_formats_are_those_of_their_own_layers() {
+    let check = |preset: &str, module: &str, format: &str, expected: (usize, usize)| {
+        let preset = presets::find(preset).expect("a known name");
+        let (config, recipe) = (preset.config().unwrap(), preset.recipe().unwrap());
+        let layer = |name: &str| -> Option<usize> {
+            let name = name.strip_prefix("backbone.layers.")?.strip_suffix(".weight")?;
+            let (layer, found) = name.split_once(".mixer.")?;
+            (found == module).then(|| layer.parse().expect("a layer has a number"))
+        };
+        let manifest = Manifest::new(&config, &recipe);
+        let of_format = manifest.entries().filter(|e| e.format.is_some_and(|f| f.name() == format));
+        let layers: Vec<usize> = of_format.filter_map(|e| layer(&e.name)).collect();
+        let squares = layers.iter().map(|layer| layer * layer).sum();
+        assert_eq!((layers.len(), squares), expected, "{} {module} {format}: {layers:?}", preset.name);
+    };
+    check("super-nvfp4", "in_proj", "FP8", (28, 67562));
+    check("super-nvfp4", "out_proj", "FP8", (29, 91564));
+    check("super-nvfp4", "shared_experts.up_proj", "FP8", (39, 102729));
+    check("super-nvfp4", "shared_experts.down_proj", "FP8", (37, 98569));
+    check("super-nvfp4", "shared_experts.down_proj", "NVFP4", (1, 1));
+    check("super-nvfp4", "fc1_latent_proj", "FP8", (3, 35));
+    check("super-nvfp4", "fc2_latent_proj", "FP8", (1, 9));
+    check("super-nvfp4", "o_proj", "FP8", (2, 10845));
+    check("nano-nvfp4", "in_proj", "BF16", (6, 3791));
+    check("nano-nvfp4", "out_proj", "BF16", (6, 3791));
+}

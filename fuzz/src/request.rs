@@ -110,9 +110,43 @@ fn body(choices: &mut Choices) -> Vec<u8> {
     map.insert("prompt".into(), "hi".into());
     map.insert("tokens".into(), json!([1]));
     while !choices.0.is_empty() {
-        map.insert(choices.of(&FIELDS).into(), value(choices, 0));
+        let name = choices.of(&FIELDS);
+        let value = if choices.byte() % 2 == 0 { likely(choices, name) } else { value(choices, 0) };
+        map.insert(name.into(), value);
     }
     Value::Object(map).to_string().into_bytes()
+}
+
+/// What `name` may well hold.
+fn likely(choices: &mut Choices, name: &str) -> Value {
+    match name {
+        "messages" => {
+            let messages = (0..1 + choices.byte() % 3).map(|_| {
+                let role = choices.of(&["user", "assistant", "tool", "developer"]);
+                let mut call = || json!({"function": {"name": "f", "arguments": value(choices, 2)}});
+                let (first, second) = (call(), call());
+                json!({"role": role, "content": value(choices, 2), "tool_calls": [first, second]})
+            });
+            messages.collect()
+        }
+        "tools" => {
+            json!([{"type": "function", "function": {"name": "f", "parameters": value(choices, 2)}}])
+        }
+        "logit_bias" => {
+            let biases = (0..3).map(|_| {
+                (choices.of(&["7", "07", "99", "100"]).to_owned(), choices.of(&[1.5, -1.0, 1e9]).into())
+            });
+            Value::Object(biases.collect())
+        }
+        "temperature" => choices.of(&[0.0, 1e-60, 1e-3, 2.0, 2.1]).into(),
+        "n" | "min_tokens" | "max_tokens" => choices.of(&[1, 2, 64, 65, 128, 129]).into(),
+        "tokens" | "stop_token_ids" | "allowed_token_ids" => {
+            (0..choices.byte() % 4).map(|_| choices.of(&[0, 99, 100, -1])).collect()
+        }
+        "stop" | "prompt" => (0..choices.byte() % 3).map(|_| choices.of(&WORDS)).collect(),
+        "stream" | "logprobs" | "echo" => true.into(),
+        _ => value(choices, 0),
+    }
 }
 
 fn value(choices: &mut Choices, depth: usize) -> Value {
