@@ -162,7 +162,8 @@ fn value(choices: &mut Choices, depth: usize) -> Value {
         6 => (0..choices.byte() % 4).map(|_| value(choices, depth + 1)).collect(),
         _ => {
             let fields = (0..choices.byte() % 6).map(|_| {
-                let name = if choices.byte().is_multiple_of(4) { choices.of(&FIELDS) } else { choices.of(&INNER) };
+                let name =
+                    if choices.byte().is_multiple_of(4) { choices.of(&FIELDS) } else { choices.of(&INNER) };
                 (name.to_owned(), value(choices, depth + 1))
             });
             Value::Object(fields.collect())
