@@ -180,9 +180,12 @@ fn half_a_request_makes_nobody_wait() {
     let mut slow = Open::connect(&server.address);
     slow.write(&format!(
         "POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{first}",
+         Expect: 100-continue\r\nContent-Length: {}\r\n\r\n{first}",
         body.len()
     ));
+    // Said when the handler begins to wait for the body.
+    slow.line("HTTP/1.1 100");
+    slow.line("\r\n");
     assert_eq!(server.post(COMPLETIONS, &greedy("Hi", 2)).status, 200);
     slow.write(second);
     assert_eq!(slow.answer().status, 200);
@@ -191,10 +194,9 @@ fn half_a_request_makes_nobody_wait() {
 #[test]
 fn a_flag_that_cannot_be_is_refused_before_anything_is_set_aside() {
     let check = |flag: &str, value: &str, words: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ferrotron"));
-        let output = command.args(["serve", "--port", "0", flag, value]).output().unwrap();
-        let log = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && !log.contains("panicked"), "{flag} {value}: {log}");
+        let mut server = Server::started(&[flag, value], &[]);
+        let (status, log) = (server.ended(), server.log());
+        assert!(!status.success() && !log.contains("panicked"), "{flag} {value}: {log}");
         assert!(log.contains(flag) && log.contains(words), "{flag} {value}: {log}");
     };
     check("--max-num-batched-tokens", "18446744073709551615", "at most 1048576");
@@ -210,10 +212,9 @@ fn a_flag_that_cannot_be_is_refused_before_anything_is_set_aside() {
 fn a_port_in_use_is_named() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = other.local_addr().unwrap().port().to_string();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ferrotron"));
-    let output = command.args(["serve", "--host", "127.0.0.1", "--port", &port]).output().unwrap();
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{log}");
+    let mut server = Server::started(&["--host", "127.0.0.1", "--port", &port], &[]);
+    let (status, log) = (server.ended(), server.log());
+    assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains(&format!("port {port} on 127.0.0.1 is in use")), "{log}");
 }
 

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Long enough for a machine that does much else; nobody waits for it when all is well.
@@ -28,13 +29,18 @@ pub struct Server {
     /// Of the line that says where it listens; `127.0.0.1:PORT` if it listens everywhere.
     pub address: String,
     log: Arc<Mutex<String>>,
+    /// Fills `log`.
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Starts it and waits until it listens, which is before the model is there.
-    pub fn listening(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+    /// Starts it, whatever comes of that.
+    pub fn started(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ferrotron"));
-        command.args(["serve", "--port", "0"]).args(arguments);
+        command.arg("serve").args(arguments);
+        if !arguments.contains(&"--port") {
+            command.args(["--port", "0"]);
+        }
         for name in ["FERROTRON_HOST", "VLLM_API_KEY", "VLLM_LOGGING_LEVEL"] {
             command.env_remove(name);
         }
@@ -44,12 +50,17 @@ impl Server {
         let log = Arc::new(Mutex::new(String::new()));
         let writer = log.clone();
         // Read to the end, or the pipe would fill and stop the server.
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 *writer.lock().unwrap_or_else(PoisonError::into_inner) += &(line + "\n");
             }
         });
-        let mut server = Self { child, address: String::new(), log };
+        Self { child, address: String::new(), log, reader: Some(reader) }
+    }
+
+    /// Starts it and waits until it listens, which is before the model is there.
+    pub fn listening(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut server = Self::started(arguments, variables);
         server.address = eventually("the server listens", || {
             let log = server.log();
             assert!(server.child.try_wait().expect("our child").is_none(), "it ended:\n{log}");
@@ -119,10 +130,14 @@ impl Server {
         assert!(sent.success());
     }
 
-    /// How it ended, once it has.
+    /// How it ended, once it has; its log is complete then.
     pub fn ended(&mut self) -> ExitStatus {
         let child = &mut self.child;
-        eventually("the server ends", || child.try_wait().expect("our child"))
+        let status = eventually("the server ends", || child.try_wait().expect("our child"));
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the reader only adds lines");
+        }
+        status
     }
 }
 
