@@ -18,7 +18,7 @@ const CONTEXT: usize = 64;
 /// and can be rendered or refused by the template. Neither takes anything but the bytes to decide.
 pub fn request(data: &[u8]) {
     let Some((&kind, rest)) = data.split_first() else { return };
-    let body = if kind % 4 == 0 { rest.to_vec() } else { body(&mut Choices(rest)) };
+    let body = if kind.is_multiple_of(4) { rest.to_vec() } else { body(&mut Choices(rest)) };
     let Some(map) = accepted(read_object(&body)) else { return };
     let (model, options) = model();
     let rules = Rules { model, options };
@@ -111,7 +111,7 @@ fn body(choices: &mut Choices) -> Vec<u8> {
     map.insert("tokens".into(), json!([1]));
     while !choices.0.is_empty() {
         let name = choices.of(&FIELDS);
-        let value = if choices.byte() % 2 == 0 { likely(choices, name) } else { value(choices, 0) };
+        let value = if choices.byte().is_multiple_of(2) { likely(choices, name) } else { value(choices, 0) };
         map.insert(name.into(), value);
     }
     Value::Object(map).to_string().into_bytes()
@@ -162,7 +162,8 @@ fn value(choices: &mut Choices, depth: usize) -> Value {
         6 => (0..choices.byte() % 4).map(|_| value(choices, depth + 1)).collect(),
         _ => {
             let fields = (0..choices.byte() % 6).map(|_| {
-                let name = if choices.byte() % 4 == 0 { choices.of(&FIELDS) } else { choices.of(&INNER) };
+                let name =
+                    if choices.byte().is_multiple_of(4) { choices.of(&FIELDS) } else { choices.of(&INNER) };
                 (name.to_owned(), value(choices, depth + 1))
             });
             Value::Object(fields.collect())
