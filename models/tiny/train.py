@@ -1,6 +1,6 @@
 """Train the toy checkpoint on a CPU. Resumable: the same command goes on from the last saved state.
 
-    python train.py --minutes 72          train (the learning rate follows the minutes already trained)
+    python train.py --minutes 60          train (the learning rate follows the minutes already trained)
     python train.py --eval                answer heldout.jsonl greedily with the averaged weights
 """
 
@@ -265,7 +265,7 @@ def evaluate(model, rows, show=0):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--state", type=Path, default=HERE / "train-state.pt")
-    parser.add_argument("--minutes", type=float, default=72)
+    parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--mtp-weight", type=float, default=0.2)

@@ -213,7 +213,6 @@ struct Choice {
 }
 
 impl Choice {
-    #[allow(clippy::too_many_arguments)] // One caller; a struct would only rename these.
     fn submit(
         app: &App,
         resident: &Resident,
@@ -291,8 +290,8 @@ impl Choice {
         }
         let stream = self.stream.as_mut()?;
         match stream.next().await? {
-            Event::Started { cached_tokens, prompt_logprobs } => {
-                self.meter.started(cached_tokens);
+            Event::Started { cached_tokens, prompt_logprobs, timings } => {
+                self.meter.started(cached_tokens, timings);
                 if self.max_tokens == 0 {
                     self.stop(Finished::Length);
                 }
@@ -301,8 +300,7 @@ impl Choice {
                 Some(Ok(self.counted(UpdateEvent::Started { prompt_logprobs }, usage)))
             }
             Event::Token { id, logprobs } => Some(Ok(self.token(Token { id, logprobs }))),
-            Event::Finished { finish, timings } => {
-                self.meter.timings(timings);
+            Event::Finished { finish, .. } => {
                 let finish = match finish {
                     Finish::Length => Finished::Length,
                     Finish::Stop { id } if self.own_stop_ids.contains(&id) => Finished::StopId(id),

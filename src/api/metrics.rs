@@ -277,6 +277,8 @@ impl Maker<'_> {
 pub struct RequestMeter {
     metrics: Arc<Metrics>,
     arrived: Instant,
+    /// Queue and prefill, once the prompt is read.
+    timings: Option<Timings>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     generated: usize,
@@ -297,12 +299,22 @@ impl RequestMeter {
         if let Some(max_tokens) = max_tokens {
             metrics.params_max_tokens.observe(max_tokens as f64);
         }
-        Self { metrics, arrived, first_token: None, last_token: None, generated: 0, ended: false }
+        Self {
+            metrics,
+            arrived,
+            timings: None,
+            first_token: None,
+            last_token: None,
+            generated: 0,
+            ended: false,
+        }
     }
 
-    /// The prompt is read.
-    pub fn started(&self, cached_tokens: usize) {
+    /// The prompt is read; `timings` are the engine's so far. Decoding is timed here, because a request whose
+    /// text ends it never hears of its end from the engine.
+    pub fn started(&mut self, cached_tokens: usize, timings: Timings) {
         self.metrics.cached_tokens.inc_by(cached_tokens as u64);
+        self.timings = Some(timings);
     }
 
     pub fn token(&mut self) {
@@ -322,13 +334,6 @@ impl RequestMeter {
         self.generated += 1;
     }
 
-    /// What the engine measured of a request that it ended itself.
-    pub fn timings(&self, timings: Timings) {
-        self.metrics.queue.observe(timings.queue.as_secs_f64());
-        self.metrics.prefill.observe(timings.prefill.as_secs_f64());
-        self.metrics.inference.observe((timings.prefill + timings.decode).as_secs_f64());
-    }
-
     pub fn ended(&mut self, ending: Ending) {
         if std::mem::replace(&mut self.ended, true) {
             return;
@@ -338,9 +343,12 @@ impl RequestMeter {
         metrics.generation_tokens.observe(self.generated as f64);
         metrics.max_generation_tokens.observe(self.generated as f64);
         metrics.end_to_end.observe(self.arrived.elapsed().as_secs_f64());
-        if let (Some(first), Some(last)) = (self.first_token, self.last_token) {
-            let decode = (last - first).as_secs_f64();
+        if let (Some(timings), Some(first), Some(last)) = (self.timings, self.first_token, self.last_token) {
+            let (prefill, decode) = (timings.prefill.as_secs_f64(), (last - first).as_secs_f64());
+            metrics.queue.observe(timings.queue.as_secs_f64());
+            metrics.prefill.observe(prefill);
             metrics.decode.observe(decode);
+            metrics.inference.observe(prefill + decode);
             if self.generated > 1 {
                 metrics.time_per_token.observe(decode / (self.generated - 1) as f64);
             }

@@ -149,7 +149,6 @@ pub trait Backend: Send {
     );
 
     /// Convolves x, B, C of `projected` into `out` [T, c] and advances the tails of Mamba layer `layer`.
-    #[allow(clippy::too_many_arguments)]
     fn conv(
         &mut self,
         inputs: &StepInputs,
@@ -163,7 +162,6 @@ pub trait Backend: Send {
     );
 
     /// Runs the recurrence of Mamba layer `layer`: `xbc` [T, c] and dt of `projected` into `out` [T, d].
-    #[allow(clippy::too_many_arguments)]
     fn ssm(
         &mut self,
         inputs: &StepInputs,
@@ -188,7 +186,6 @@ pub trait Backend: Send {
     );
 
     /// Appends k and v to the pages of attention layer `layer` and attends causally.
-    #[allow(clippy::too_many_arguments)]
     fn attention(
         &mut self,
         inputs: &StepInputs,
@@ -213,7 +210,6 @@ pub trait Backend: Send {
     );
 
     /// out[t] = epilogue(Σ weight · expert(v[t])) over the routes of t.
-    #[allow(clippy::too_many_arguments)]
     fn experts(
         &mut self,
         tokens: usize,

@@ -3,19 +3,21 @@
 use std::io::IsTerminal;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::resident::{BLOCK_LEN, Compute, Resident, greedy, limits};
+use super::resident::{BLOCK_LEN, Compute, Resident, count, greedy, limits};
 use super::table::table;
 use crate::backend::{SequenceInputs, StepInputs};
 use crate::ops::Cost;
 
 /// The host backends keep keys and values as f32.
 const CACHE_BYTES: usize = 4;
+/// No model of the family reads more tokens.
+const LENGTH_MAX: usize = 1 << 20;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  ferrotron bench decode\n  ferrotron bench prefill --model tiny-nvfp4 \
@@ -32,13 +34,13 @@ enum What {
         #[command(flatten)]
         common: Common,
         /// Sequences decoded together, one row of the table each
-        #[arg(long, value_delimiter = ',', default_values_t = [1, 4])]
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 4], value_parser = count::<1024>)]
         batch: Vec<usize>,
         /// Tokens in the context before decoding starts
-        #[arg(long, default_value_t = 64)]
+        #[arg(long, default_value_t = 64, value_parser = count::<LENGTH_MAX>)]
         context: usize,
         /// Tokens decoded per sequence and repeat
-        #[arg(long, default_value_t = 64)]
+        #[arg(long, default_value_t = 64, value_parser = count::<LENGTH_MAX>)]
         tokens: usize,
     },
     /// Reading a prompt
@@ -46,10 +48,10 @@ enum What {
         #[command(flatten)]
         common: Common,
         /// Prompt lengths, one row of the table each
-        #[arg(long, value_delimiter = ',', default_values_t = [128, 512])]
+        #[arg(long, value_delimiter = ',', default_values_t = [128, 512], value_parser = count::<LENGTH_MAX>)]
         lengths: Vec<usize>,
         /// Tokens per step
-        #[arg(long, default_value_t = 256)]
+        #[arg(long, default_value_t = 256, value_parser = count::<LENGTH_MAX>)]
         chunk: usize,
     },
 }
@@ -62,7 +64,7 @@ struct Common {
     #[command(flatten)]
     compute: Compute,
     /// Runs per row; the median counts
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = count::<100_000>)]
     repeats: usize,
     /// Print one JSON object instead of a table
     #[arg(long)]
@@ -98,15 +100,9 @@ struct Report {
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
         What::Decode { common, batch, context, tokens } => {
-            if batch.contains(&0) || context == 0 || tokens == 0 {
-                bail!("--batch, --context and --tokens must be at least 1");
-            }
             measure(&common, &batch, |bench, &batch| bench.decode(batch, context, tokens))
         }
         What::Prefill { common, lengths, chunk } => {
-            if lengths.contains(&0) || chunk == 0 {
-                bail!("--lengths and --chunk must be at least 1");
-            }
             measure(&common, &lengths, |bench, &length| bench.prefill(length, chunk))
         }
     }
@@ -118,9 +114,6 @@ fn measure<T>(
     cases: &[T],
     mut case: impl FnMut(&mut Bench<'_>, &T) -> anyhow::Result<Row>,
 ) -> anyhow::Result<()> {
-    if common.repeats == 0 {
-        bail!("--repeats must be at least 1");
-    }
     let resident = Resident::open(&common.model)?;
     let style = ProgressStyle::with_template("{msg:12} {bar:30} {pos}/{len} [{elapsed}]")?;
     let steps = (cases.len() * (common.repeats + 1)) as u64 + 1;
@@ -159,6 +152,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn decode(&mut self, batch: usize, context: usize, tokens: usize) -> anyhow::Result<Row> {
+        self.resident.check_context(context, tokens)?;
         let limits = limits(batch, context + tokens, context.max(batch));
         let mut network = self.resident.network(&self.common.compute, limits, &|_| {})?;
         let vocab = network.vocab_size();
@@ -195,6 +189,7 @@ impl Bench<'_> {
     }
 
     fn prefill(&mut self, length: usize, chunk: usize) -> anyhow::Result<Row> {
+        self.resident.check_context(length, 0)?;
         let limits = limits(1, length, chunk.min(length));
         let mut network = self.resident.network(&self.common.compute, limits, &|_| {})?;
         let prompt = prompt(network.vocab_size(), length);

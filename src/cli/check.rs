@@ -76,7 +76,7 @@ fn check_files(source: Source, preset: Option<&Preset>) -> anyhow::Result<()> {
     println!("{place}: {} file(s)\n", checkpoint.shards().count());
     print_groups(&inspection.groups);
     print_findings(&inspection);
-    for file in ["tokenizer.json", "chat_template.jinja", "generation_config.json"] {
+    for file in ["chat_template.jinja", "generation_config.json"] {
         if checkpoint.file(file)?.is_none() {
             println!("warning: no {file}");
         }
@@ -88,6 +88,12 @@ fn check_files(source: Source, preset: Option<&Preset>) -> anyhow::Result<()> {
     }
     if !inspection.problems.is_empty() {
         bail!("{}", Problems(&inspection.problems));
+    }
+    if checkpoint.file("tokenizer.json")?.is_none() {
+        bail!(
+            "{place}: expected a tokenizer.json beside the weights, got none: every tensor is right, but no text \
+             can be read; copy it from the model's release"
+        );
     }
     println!("every tensor of the network is there, with the right shape and a readable type");
     Ok(())

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::resident::{BLOCK_LEN, Compute, Resident, chat_mode, greedy, limits};
+use super::resident::{BLOCK_LEN, BackendName, Compute, Resident, chat_mode, greedy, limits};
 use super::table::table;
 use crate::backend::{StepInputs, cpu::Cpu};
 use crate::model::{Model, Network};
@@ -134,25 +134,32 @@ fn percent(part: usize, whole: usize) -> f64 {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let lines = match &args.prompts {
+    if args.compute.backend != BackendName::Cpu {
+        bail!("--backend: eval drafts as well, which only the cpu backend can");
+    }
+    let (name, lines) = match &args.prompts {
         Some(path) => {
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+            let name = path.display().to_string();
+            let lines = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
+            (name, lines)
         }
-        None => HELDOUT.to_owned(),
+        None => ("heldout.jsonl".to_owned(), HELDOUT.to_owned()),
     };
     let problems = lines
         .lines()
         .enumerate()
         .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(i, line)| serde_json::from_str(line).with_context(|| format!("prompt on line {}", i + 1)))
+        .map(|(i, line)| serde_json::from_str(line).with_context(|| format!("{name}, line {}", i + 1)))
         .collect::<anyhow::Result<Vec<Problem>>>()?;
     if problems.is_empty() {
-        bail!("there are no prompts to answer");
+        bail!("{name}: no prompts to answer");
     }
     let resident = Resident::open(&args.model)?;
     let text = resident.text()?;
     let prompts = problems.iter().map(|p| prompt(&text, &p.request)).collect::<anyhow::Result<Vec<_>>>()?;
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(1) + args.max_tokens;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
+    resident.check_context(longest, args.max_tokens)?;
+    let longest = longest + args.max_tokens;
     let mut model = resident.cpu_model(&args.compute, limits(1, longest, longest))?;
     let stop = resident.stop_ids();
 

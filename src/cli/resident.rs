@@ -2,6 +2,7 @@
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value};
 
 use super::pull::hub_cache;
@@ -140,6 +141,15 @@ impl Resident {
         Text::load(files).with_context(|| format!("tokenizer and chat template of {place}"))
     }
 
+    /// Errors if a prompt and what follows it do not fit the model's context together.
+    pub fn check_context(&self, prompt: usize, further: usize) -> anyhow::Result<()> {
+        let context = self.config.max_position_embeddings;
+        if prompt.saturating_add(further) > context {
+            bail!("{prompt} tokens and {further} to generate exceed the context of {context} tokens");
+        }
+        Ok(())
+    }
+
     /// Loads the weights; `progress` is told how many bytes of [`Checkpoint::bytes`] are done.
     pub fn network(
         &self,
@@ -162,7 +172,13 @@ impl Resident {
     }
 
     fn fields(&self, progress: &dyn Fn(u64)) -> anyhow::Result<Fields<Linear>> {
-        let loaded = load::load(&self.config, &self.checkpoint, progress)?;
+        let bar = load_bar(self.checkpoint.bytes())?;
+        let report = |done| {
+            bar.set_position(done);
+            progress(done);
+        };
+        let loaded = load::load(&self.config, &self.checkpoint, &report)?;
+        bar.finish_and_clear();
         for warning in &loaded.warnings {
             eprintln!("warning: {}: {warning}", self.name);
         }
@@ -186,6 +202,19 @@ impl Resident {
     }
 }
 
+/// Bytes and GB/s of a load, on a terminal, when there is enough to wait for.
+fn load_bar(bytes: u64) -> anyhow::Result<ProgressBar> {
+    const WORTH_SHOWING: u64 = 100 << 20;
+    let template = "loading {bar:30} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} [{eta}]";
+    let bar = ProgressBar::hidden().with_style(ProgressStyle::with_template(template)?);
+    bar.set_length(bytes);
+    if bytes >= WORTH_SHOWING {
+        // Hidden by indicatif itself where standard error is no terminal.
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+    }
+    Ok(bar)
+}
+
 /// How the decoder reads an assistant's turn after `prompt`: as the prompt left it and as the template was told.
 pub fn chat_mode(text: &Text, prompt: &[u32], tools: &[Value], kwargs: &Map<String, Value>) -> Mode {
     let switch = |key: &str, default| kwargs.get(key).and_then(Value::as_bool).unwrap_or(default);
@@ -200,6 +229,12 @@ pub fn chat_mode(text: &Text, prompt: &[u32], tools: &[Value], kwargs: &Map<Stri
         force_nonempty_content: switch("force_nonempty_content", false),
         tools: (!tools.is_empty()).then(|| tools.iter().filter_map(tool).collect()),
     }
+}
+
+/// Reads a count that something is allocated for or repeated by; more than `MAX` is a slip of the finger.
+pub fn count<const MAX: usize>(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=MAX).contains(count));
+    count.ok_or_else(|| format!("expected a whole number from 1 to {MAX}, got `{text}`"))
 }
 
 /// The likeliest id of a row of logits. Errors if the row has none.

@@ -50,10 +50,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(id) = input.ids.iter().find(|&&id| id as usize >= vocab) {
         bail!("\"ids\" of {path} holds {id}; the vocabulary has {vocab} ids");
     }
-    let context = resident.config.max_position_embeddings;
-    if count + input.r#gen > context {
-        bail!("{count} ids and {} to generate exceed the context of {context} tokens", input.r#gen);
-    }
+    resident.check_context(count, input.r#gen)?;
     let limits = limits(1, count + input.r#gen, CHUNK.min(count));
     let mut network = resident.network(&args.compute, limits, &|_| {})?;
     let out = BufWriter::new(std::io::stdout().lock());

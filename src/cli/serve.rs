@@ -11,11 +11,12 @@ use crate::api::{
     self, App, CorsOptions, Drain, ModelInfo, Options, RequestOptions, SamplingDefaults, log_throughput,
 };
 use crate::engine::{self, EngineConfig, Status};
+use crate::model::Limits;
 use anyhow::{Context as _, bail};
 use args::Context;
 use serde_json::{Map, Value};
 use std::io::{self, IsTerminal};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
@@ -23,6 +24,8 @@ use tokio::sync::watch;
 
 /// Without a word from the user, more context than this is not set aside: room is reserved for each sequence.
 const CONTEXT_DEFAULT: usize = 32_768;
+/// Rows of logits that a step may be asked for at least.
+const PROMPT_ROWS: usize = 32;
 /// A dead engine's last answers get this long to leave.
 const DEATH_GRACE: Duration = Duration::from_secs(5);
 
@@ -93,12 +96,17 @@ async fn load(args: Args, app: Arc<App>) -> anyhow::Result<Option<engine::Runner
     let Described { resident, text, model } = described;
     log_defaults(&model);
 
-    let steps = args.max_num_batched_tokens;
-    let limits = limits(usize::from(args.max_num_seqs), model.max_model_len, steps);
+    let sequences = usize::from(args.max_num_seqs);
+    // More than all contexts together never meets in a step.
+    let steps = args.max_num_batched_tokens.min(sequences.saturating_mul(model.max_model_len));
+    // One row per sequence and step is the rule; a few more let prompt_logprobs read on. A row is as wide as
+    // the vocabulary, so rows for every token of a step would cost more than the step's activations.
+    let logit_rows = steps.min(sequences.max(PROMPT_ROWS));
+    let limits = Limits { logit_rows, ..limits(sequences, model.max_model_len, steps) };
     let config = EngineConfig {
         name: "engine".to_owned(),
         queue_len: args.max_num_queued_reqs,
-        max_sequences: usize::from(args.max_num_seqs),
+        max_sequences: sequences,
         context_len: model.max_model_len,
     };
     tracing::info!("Loading weights: {}", args.compute.describe());
@@ -254,17 +262,15 @@ fn options(args: &Args) -> anyhow::Result<Options> {
 /// Errors: the port is taken, or the address is not ours; both name it.
 async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
     let has_key = args.api_key.iter().any(|key| !key.is_empty());
-    let default = if has_key { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
-    let address = SocketAddr::new(args.host.unwrap_or(IpAddr::V4(default)), args.port);
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+    let default = if has_key { "0.0.0.0" } else { "127.0.0.1" };
+    // A variable that is set to nothing is one that is not set.
+    let host = args.host.as_deref().filter(|host| !host.is_empty()).unwrap_or(default);
+    let port = args.port;
+    TcpListener::bind((host, port)).await.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => {
-            anyhow::anyhow!(
-                "port {} on {} is in use: stop who has it, or give another --port",
-                address.port(),
-                address.ip()
-            )
+            anyhow::anyhow!("port {port} on {host} is in use: stop who has it, or give another --port")
         }
-        _ => anyhow::anyhow!("cannot listen on {address}: {error}"),
+        _ => anyhow::anyhow!("--host: cannot listen on port {port} of {host}: {error}"),
     })
 }
 
@@ -277,30 +283,53 @@ fn announce(address: SocketAddr) {
 
 /// The first SIGTERM or SIGINT asks to end, the second ends.
 async fn stop_on_signals(stop: watch::Sender<bool>) {
-    if let Err(error) = signalled().await {
-        tracing::error!("signals cannot be watched: {error}");
-        return;
-    }
+    // Made once, so that no signal falls between two of them.
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => return tracing::error!("signals cannot be watched: {error}"),
+    };
+    signals.next().await;
     stop.send_replace(true);
-    if signalled().await.is_ok() {
-        tracing::warn!("Second signal: ending now");
-        std::process::exit(130);
-    }
+    signals.next().await;
+    tracing::warn!("Second signal: ending now");
+    std::process::exit(130);
 }
 
 #[cfg(unix)]
-async fn signalled() -> io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        interrupted = tokio::signal::ctrl_c() => interrupted,
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
 #[cfg(not(unix))]
-async fn signalled() -> io::Result<()> {
-    tokio::signal::ctrl_c().await
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// Resolves when `flag` is true; never if nobody can raise it any more.

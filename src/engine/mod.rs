@@ -68,9 +68,11 @@ pub struct Request {
 pub enum Event {
     /// The prompt is prefilled. `cached_tokens` came from the prefix cache.
     /// `prompt_logprobs` has one entry per prompt id; the first is `None`, for nothing stands before it.
+    /// `timings` are those so far (`decode` is zero): a reader that cancels gets no others.
     Started {
         cached_tokens: usize,
         prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
+        timings: Timings,
     },
     Token {
         id: u32,

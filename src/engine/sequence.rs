@@ -93,13 +93,14 @@ impl Sequence {
         };
         self.sampler.accept(id);
         let stats = &self.shared.stats;
+        self.last = now;
         if self.first.is_none() {
             self.first = Some(now);
             stats.prompt_tokens.fetch_add(self.prompt_len as u64, Relaxed);
             let prompt_logprobs = self.prompt_logprobs.take().map(|found| found.entries);
-            let _ = self.events.send(Event::Started { cached_tokens: 0, prompt_logprobs });
+            let timings = self.timings();
+            let _ = self.events.send(Event::Started { cached_tokens: 0, prompt_logprobs, timings });
         }
-        self.last = now;
         stats.generation_tokens.fetch_add(1, Relaxed);
         let _ = self.events.send(Event::Token { id, logprobs });
         Ok(if self.sampler.stops(id) {

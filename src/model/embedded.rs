@@ -18,4 +18,5 @@ macro_rules! checkpoint {
 }
 
 /// (name, files). The first one is served when no model is named.
-pub static EMBEDDED: &[(&str, StaticFiles)] = &[("tiny", checkpoint!("tiny"))];
+pub static EMBEDDED: &[(&str, StaticFiles)] =
+    &[("tiny", checkpoint!("tiny")), ("tiny-nvfp4", checkpoint!("tiny-nvfp4", "hf_quant_config.json"))];

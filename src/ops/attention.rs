@@ -34,7 +34,6 @@ impl Pages {
 
 /// `q` [T, heads * D] · `k`, `v` [T, kv * D] are first written to `keys`, `values` (pages, any element type
 /// the cache has is emulated by `store`) · `out` [T, heads * D].
-#[allow(clippy::too_many_arguments)]
 pub fn reference(
     shape: &Attention,
     inputs: &StepInputs,

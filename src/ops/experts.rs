@@ -8,7 +8,6 @@ use crate::model::config::Moe;
 use crate::weights::Linear;
 
 /// `v` [T, u] · `ids`, `weights` [T, K] · `up` E of [i, u] · `down` E of [u, i] · `out` [T, u].
-#[allow(clippy::too_many_arguments)]
 pub fn reference(
     shape: &Moe,
     up: &[Linear],

@@ -2,11 +2,11 @@
 //! One body each over 16 lanes, compiled for every instruction set.
 
 use super::Precision;
-use super::simd::{Output, fma, reduce, versions};
+use super::simd::{Isa, Output, exp, fma, reduce, silu, versions};
 use crate::backend::{SequenceInputs, StepInputs};
 use crate::model::config::Mamba;
 use crate::ops::attention::Pages;
-use crate::ops::{silu, ssm};
+use crate::ops::ssm;
 
 /// Sum of squares in 16 lanes.
 #[inline(always)]
@@ -46,7 +46,7 @@ versions! {
 #[inline(always)]
 fn gated_norm_body<const FMA: bool>(z: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     for (y, &z) in y.iter_mut().zip(z) {
-        *y *= silu(z);
+        *y *= silu::<FMA>(z);
     }
     let scale = 1.0 / (squares::<FMA>(y) / y.len() as f32 + eps).sqrt();
     for (y, &w) in y.iter_mut().zip(weight) {
@@ -59,67 +59,95 @@ versions! {
     pub fn gated_norm = gated_norm_body(z: &[f32], weight: &[f32], eps: f32, y: &mut [f32])
 }
 
+/// Channels of a row convolved at once; a tail shorter than the taps reads zeros from here.
+const CONV_CHANNELS: usize = 256;
+static ZEROS: [f32; CONV_CHANNELS] = [0.0; CONV_CHANNELS];
+/// Taps of a convolution at most; every release has 4.
+pub const CONV_TAPS: usize = 8;
+
+/// One row of channels: `sources` holds each tap's inputs, oldest first; `weight` [channels, taps].
+#[inline(always)]
+fn conv_row_body<const FMA: bool>(sources: &[&[f32]], weight: &[f32], bias: &[f32], out: &mut [f32]) {
+    let count = out.len();
+    if let [a, b, c, d] = *sources {
+        let (a, b, c, d, bias) = (&a[..count], &b[..count], &c[..count], &d[..count], &bias[..count]);
+        let weight = &weight[..4 * count];
+        for k in 0..count {
+            let early = fma::<FMA>(weight[4 * k], a[k], bias[k]);
+            let early = fma::<FMA>(weight[4 * k + 1], b[k], early);
+            let late = fma::<FMA>(weight[4 * k + 2], c[k], early);
+            out[k] = fma::<FMA>(weight[4 * k + 3], d[k], late);
+        }
+    } else {
+        out.copy_from_slice(&bias[..count]);
+        for (tap, source) in sources.iter().enumerate() {
+            for (k, (out, &x)) in out.iter_mut().zip(*source).enumerate() {
+                *out = fma::<FMA>(weight[k * sources.len() + tap], x, *out);
+            }
+        }
+    }
+    for out in out.iter_mut() {
+        *out = silu::<FMA>(*out);
+    }
+}
+
+versions! {
+    fn conv_row = conv_row_body(sources: &[&[f32]], weight: &[f32], bias: &[f32], out: &mut [f32])
+}
+
 /// Channels `from..to` of one sequence: as `ops::conv::reference`.
 ///
 /// # Safety
 /// No other thread may touch these channels of the tail (rows of `[slots * (K-1), c]`) and of the output.
-#[allow(clippy::too_many_arguments)]
 pub unsafe fn conv(
+    isa: Isa,
     shape: &Mamba,
     sequence: &SequenceInputs,
     projected: &[f32],
-    weight: &[f32],
-    bias: &[f32],
+    (weight, bias): (&[f32], &[f32]),
     tail: Output,
     output: Output,
-    from: usize,
-    to: usize,
+    (from, to): (usize, usize),
     precision: Precision,
 ) {
-    let taps = shape.conv_kernel;
-    let kept = taps - 1;
-    let count = sequence.count as usize;
+    let (taps, kept) = (shape.conv_kernel, shape.conv_kernel - 1);
+    let (first, count) = (sequence.first as usize, sequence.count as usize);
     let slot = sequence.slot as usize * kept;
-    let raw = |token: usize| {
-        &projected[(sequence.first as usize + token) * shape.projection() + shape.inner() + from..]
-            [..to - from]
-    };
-    for token in 0..count {
-        // SAFETY: passed on from the caller.
-        let out = unsafe { output.slice(sequence.first as usize + token, from, to - from) };
-        out.copy_from_slice(&bias[from..to]);
-        for tap in 0..taps {
-            // The input `taps - 1 - tap` tokens back: of this step, of the tail, or zero before the start.
-            let source: &[f32] = match (token + tap).checked_sub(kept) {
-                Some(token) => raw(token),
-                None if sequence.past == 0 => continue,
-                // SAFETY: passed on from the caller.
-                None => unsafe { tail.slice(slot + token + tap, from, to - from) },
-            };
-            for (k, (out, &x)) in out.iter_mut().zip(source).enumerate() {
-                *out += weight[(from + k) * taps + tap] * x;
+    for from in (from..to).step_by(CONV_CHANNELS) {
+        let width = CONV_CHANNELS.min(to - from);
+        let raw =
+            |token: usize| &projected[(first + token) * shape.projection() + shape.inner() + from..][..width];
+        for token in 0..count {
+            let mut sources: [&[f32]; CONV_TAPS] = [&ZEROS[..width]; CONV_TAPS];
+            for (tap, source) in sources[..taps].iter_mut().enumerate() {
+                // The input `kept - tap` tokens back: of this step, of the tail, or zero before the start.
+                match (token + tap).checked_sub(kept) {
+                    Some(token) => *source = raw(token),
+                    None if sequence.past == 0 => {}
+                    // SAFETY: passed on from the caller; rows of the tail are only read here.
+                    None => *source = unsafe { tail.slice(slot + token + tap, from, width) },
+                }
             }
+            // SAFETY: passed on from the caller.
+            let out = unsafe { output.slice(first + token, from, width) };
+            conv_row(isa, &sources[..taps], &weight[from * taps..], &bias[from..], out);
+            precision.round(out);
         }
-        for out in out.iter_mut() {
-            *out = silu(*out);
-        }
-        precision.round(out);
-    }
-    for row in 0..kept {
-        // The tail's row `row` is the raw input `kept - row` tokens before the next one.
-        // SAFETY: passed on from the caller; source and target rows differ.
-        let target = unsafe { tail.slice(slot + row, from, to - from) };
-        match (count + row).checked_sub(kept) {
-            Some(token) => target.copy_from_slice(raw(token)),
-            None if sequence.past == 0 => target.fill(0.0),
-            // SAFETY: as above: row + count > row.
-            None => target.copy_from_slice(unsafe { tail.slice(slot + row + count, from, to - from) }),
+        for row in 0..kept {
+            // The tail's row `row` is the raw input `kept - row` tokens before the next one.
+            // SAFETY: passed on from the caller; source and target rows differ.
+            let target = unsafe { tail.slice(slot + row, from, width) };
+            match (count + row).checked_sub(kept) {
+                Some(token) => target.copy_from_slice(raw(token)),
+                None if sequence.past == 0 => target.fill(0.0),
+                // SAFETY: as above: row + count > row.
+                None => target.copy_from_slice(unsafe { tail.slice(slot + row + count, from, width) }),
+            }
         }
     }
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn ssm_body<const FMA: bool>(
     shape: &Mamba,
     sequence: &SequenceInputs,
@@ -206,7 +234,6 @@ pub fn append(
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn attend_body<const FMA: bool>(
     pages: Pages,
     blocks: &[u32],
@@ -232,7 +259,7 @@ fn attend_body<const FMA: bool>(
     for (block, scores) in scores.chunks(pages.block_len).enumerate() {
         let values = &values[pages.offset(blocks, block * pages.block_len, kv_head)..];
         for (&score, value) in scores.iter().zip(values.chunks_exact(dim)) {
-            let weight = (score - max).exp();
+            let weight = exp::<FMA>(score - max);
             total += weight;
             for (out, &v) in out.iter_mut().zip(value) {
                 *out = fma::<FMA>(weight, v, *out);

@@ -255,7 +255,7 @@ impl Backend for Cpu {
         state: &mut State,
         out: &mut Buffer,
     ) {
-        let (precision, channels) = (self.precision, shape.conv_channels());
+        let (isa, precision, channels) = (self.isa, self.precision, shape.conv_channels());
         let rows = projected.rows(inputs.tokens.len());
         let tail = Output::new(&mut state.conv[layer], channels);
         let output = Output::new(&mut out.data, out.width);
@@ -264,7 +264,17 @@ impl Backend for Cpu {
             for sequence in &inputs.sequences {
                 // SAFETY: pieces have disjoint channels from..to of every row they touch.
                 unsafe {
-                    mixers::conv(shape, sequence, rows, weight, bias, tail, output, from, to, precision)
+                    mixers::conv(
+                        isa,
+                        shape,
+                        sequence,
+                        rows,
+                        (weight, bias),
+                        tail,
+                        output,
+                        (from, to),
+                        precision,
+                    )
                 };
             }
         });

@@ -1,8 +1,7 @@
 //! The flags of `serve`, by vLLM's names where they mean the same.
 
-use crate::cli::resident::Compute;
+use crate::cli::resident::{Compute, count};
 use serde_json::{Map, Value};
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -29,9 +28,9 @@ pub struct Args {
     pub model_flag: Option<String>,
     #[command(flatten)]
     pub compute: Compute,
-    /// Address to listen on [default: 127.0.0.1; with an API key 0.0.0.0]
+    /// Address or name to listen on [default: 127.0.0.1; with an API key 0.0.0.0]
     #[arg(long, env = "FERROTRON_HOST")]
-    pub host: Option<IpAddr>,
+    pub host: Option<String>,
     /// Port to listen on; 0 takes a free one
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
@@ -46,10 +45,10 @@ pub struct Args {
     #[arg(long, alias = "parallel", value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub max_num_seqs: u16,
     /// Tokens of one step: what a long prompt may take before the others have their turn
-    #[arg(long, value_name = "N", default_value = "256", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = batched)]
     pub max_num_batched_tokens: usize,
     /// Requests that may wait; more are answered with 503
-    #[arg(long, value_name = "N", default_value = "1024", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "1024", value_parser = count::<1_000_000>)]
     pub max_num_queued_reqs: usize,
     /// Makes the seeds of requests without one repeat from start to start
     #[arg(long)]
@@ -184,8 +183,11 @@ fn size(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("expected a size such as 4096, 32k or 1M, got `{text}`"))
 }
 
-fn positive(text: &str) -> Result<usize, String> {
-    size(text)
+/// Memory is set aside for every token of a step.
+fn batched(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1 << 20;
+    let tokens = size(text)?;
+    if tokens <= MOST { Ok(tokens) } else { Err(format!("expected at most {MOST} tokens, got `{text}`")) }
 }
 
 fn seconds(text: &str) -> Result<std::time::Duration, String> {

@@ -194,10 +194,7 @@ unsafe fn lanes<R: Row, const T: usize>(
     }
     for (lanes, sums) in lanes.iter().zip(sums.iter_mut()).take(count) {
         for (lane, sum) in lanes.iter().zip(sums.iter_mut()) {
-            let mut values = [0.0f32; 16];
-            // SAFETY: the array has 16 f32.
-            unsafe { _mm512_storeu_ps(values.as_mut_ptr(), *lane) };
-            *sum = super::reduce(values);
+            *sum = _mm512_reduce_add_ps(*lane);
         }
     }
 }

@@ -91,7 +91,6 @@ impl Isa {
 macro_rules! versions {
     ($(#[$doc:meta])* $vis:vis fn $name:ident = $body:ident($($arg:ident: $ty:ty),* $(,)?)) => {
         $(#[$doc])*
-        #[allow(clippy::too_many_arguments)]
         $vis fn $name(isa: $crate::backend::cpu::simd::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             {
@@ -126,6 +125,33 @@ pub(crate) use versions;
 #[inline(always)]
 pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// e to the power of `x` within 2 ulp from -87 to 88, saturating outside. Without a call or a branch, so that
+/// loops over it become vector code.
+#[inline(always)]
+pub fn exp<const FMA: bool>(x: f32) -> f32 {
+    /// Adding 1.5 · 2^23 rounds to a whole number and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    /// ln 2 in two parts; the first has so few bits that its multiples are exact.
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = fma::<FMA>(n, -LN_2_LOW, fma::<FMA>(n, -LN_2_HIGH, x));
+    // The series to r^7: for |r| at most ln 2 / 2 the next term is below 1e-8.
+    let mut sum = 1.0 / 5040.0;
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        sum = fma::<FMA>(sum, r, coefficient);
+    }
+    sum * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
+}
+
+/// x · sigmoid(x)
+#[inline(always)]
+pub fn silu<const FMA: bool>(x: f32) -> f32 {
+    x / (1.0 + exp::<FMA>(-x))
 }
 
 /// 16 running sums, added up in a fixed tree.
@@ -215,7 +241,6 @@ pub fn rows(
 }
 
 /// Runs tiles of at most 4 tokens over `count` rows from `first`.
-#[allow(clippy::too_many_arguments)]
 fn token_tiles(
     isa: Isa,
     rows: &Rows<'_>,
@@ -340,5 +365,24 @@ impl Output {
         assert!(at + len <= self.len);
         // SAFETY: in bounds by the assertion, unshared by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn exp_is_within_two_units_of_the_last_place() {
+        for i in -8700..8800 {
+            let x = i as f32 / 100.0 + 0.003_7;
+            let exact = f64::from(x).exp();
+            for got in [super::exp::<true>(x), super::exp::<false>(x)] {
+                let error = (f64::from(got) - exact).abs() / exact;
+                assert!(error < 2.0 * f64::from(f32::EPSILON), "e^{x} is {got}, expected {exact}");
+            }
+        }
+        assert!(
+            super::exp::<true>(-1e9) < 1e-37 && super::silu::<true>(-1e9) == -1e9 / super::exp::<true>(88.0)
+        );
+        assert!(super::exp::<true>(f32::NAN).is_nan());
     }
 }

@@ -1,0 +1,292 @@
+//! `ferrotron serve` as its users meet it: a process, its signals, its sockets, and clients that behave badly.
+
+#[path = "support/server.rs"]
+mod server;
+
+use serde_json::{Value, json};
+use server::{Open, Server, eventually};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+
+const COMPLETIONS: &str = "/v1/completions";
+const CHAT: &str = "/v1/chat/completions";
+
+/// So much text that it is still being written when the test has done its part.
+fn endless(stream: bool) -> Value {
+    json!({"prompt": "Hi! My name is", "max_tokens": 8000, "ignore_eos": true, "stream": stream})
+}
+
+fn greedy(prompt: &str, max_tokens: usize) -> Value {
+    json!({"prompt": prompt, "max_tokens": max_tokens, "ignore_eos": true, "temperature": 0})
+}
+
+fn with(mut body: Value, field: &str, value: Value) -> Value {
+    body[field] = value;
+    body
+}
+
+/// How many requests ended for `reason`.
+fn finished(server: &Server, reason: &str) -> f64 {
+    server.metric("vllm:request_success_total", &format!("finished_reason=\"{reason}\""))
+}
+
+fn running(server: &Server) -> f64 {
+    server.metric("vllm:num_requests_running", "")
+}
+
+/// A server that waits for its template, and the pipe it waits at.
+#[cfg(unix)]
+fn loading(folder: &std::path::Path) -> (Server, std::path::PathBuf) {
+    let pipe = folder.join("template.jinja");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo is everywhere").success());
+    let server = Server::listening(&["--chat-template", pipe.to_str().expect("UTF-8")], &[]);
+    (server, pipe)
+}
+
+#[cfg(unix)]
+#[test]
+fn health_is_503_until_the_model_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, pipe) = loading(folder.path());
+    let health = server.get("/health");
+    assert_eq!(health.status, 503);
+    assert_eq!(health.json()["status"], "loading");
+    assert!(health.json()["progress"].as_f64().is_some_and(|share| (0.0..=1.0).contains(&share)));
+    let early = server.post(COMPLETIONS, &greedy("Hi", 1));
+    assert_eq!(early.status, 503);
+    assert!(early.head.contains("retry-after: 1"), "{}", early.head);
+    assert!(early.json()["error"]["message"].as_str().is_some_and(|text| text.contains("Loading model")));
+
+    std::fs::write(pipe, "{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+    eventually("health turns green", || (server.get("/health").status == 200).then_some(()));
+    assert_eq!(server.post(COMPLETIONS, &greedy("Hi", 1)).status, 200);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_server_that_is_still_loading_ends_when_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut server, _pipe) = loading(folder.path());
+    server.signal("TERM");
+    assert_eq!(server.ended().code(), Some(0), "{}", server.log());
+}
+
+#[test]
+fn a_client_that_leaves_frees_its_place_and_disturbs_nobody() {
+    let server = Server::ready(&["--max-num-seqs", "4"]);
+    let request = greedy("Hey, I am", 100);
+    let alone = server.post(COMPLETIONS, &request).text();
+
+    let mut leaving = server.begin(COMPLETIONS, &endless(true));
+    leaving.line("data:");
+    let staying = server.begin(COMPLETIONS, &request);
+    drop(leaving);
+    eventually("a stream is aborted", || (finished(&server, "abort") == 1.0).then_some(()));
+    assert_eq!(staying.answer().text(), alone);
+    eventually("its place is free", || (running(&server) == 0.0).then_some(()));
+
+    let leaving = server.begin(COMPLETIONS, &endless(false));
+    eventually("it runs", || (running(&server) == 1.0).then_some(()));
+    drop(leaving);
+    eventually("a plain request is aborted", || (finished(&server, "abort") == 2.0).then_some(()));
+    eventually("its place is free", || (running(&server) == 0.0).then_some(()));
+    assert_eq!(finished(&server, "length"), 2.0);
+    // Their places became free because they left, not because they had all that they asked for.
+    assert!(server.metric("vllm:generation_tokens_total", "") < 8000.0);
+}
+
+#[test]
+fn three_at_once_say_what_each_says_alone() {
+    let server = Server::ready(&["--max-num-seqs", "3"]);
+    let requests = ["Hi! My name is", "What is 17 + 25?", "user"].map(|prompt| greedy(prompt, 60));
+    let alone = requests.each_ref().map(|request| server.post(COMPLETIONS, request).text());
+    let together = requests.each_ref().map(|request| server.begin(COMPLETIONS, request));
+    assert_eq!(together.map(|open| open.answer().text()), alone);
+}
+
+#[test]
+fn a_stop_string_counts_as_stop_with_all_its_times() {
+    let server = Server::ready(&[]);
+    let request = greedy("Hi! My name is", 40);
+    let text = server.post(COMPLETIONS, &request).text();
+    let characters: Vec<char> = text.chars().collect();
+    let stop: String = characters[characters.len() / 2..][..4].iter().collect();
+    let stopped = server.post(COMPLETIONS, &with(request, "stop", json!([stop])));
+    assert_eq!(stopped.json()["choices"][0]["stop_reason"], json!(stop));
+    assert_eq!(finished(&server, "stop"), 1.0);
+    for phase in ["queue", "prefill", "decode", "inference"] {
+        let name = format!("vllm:request_{phase}_time_seconds");
+        assert_eq!(server.metric(&format!("{name}_count"), ""), 2.0, "{name}");
+        assert!(phase == "queue" || server.metric(&format!("{name}_sum"), "") > 0.0, "{name}");
+    }
+}
+
+#[test]
+fn a_bad_request_is_told_what_is_bad_and_harms_nobody() {
+    let server = Server::ready(&["--max-model-len", "256"]);
+    let check = |path: &str, body: &Value, status: u16, param: Value, words: &str| {
+        let answer = server.post(path, body);
+        let error = answer.json()["error"].clone();
+        assert_eq!((answer.status, &error["code"]), (status, &json!(status)), "{body}: {error}");
+        assert_eq!(error["param"], param, "{body}: {error}");
+        assert!(error["type"].is_string(), "{error}");
+        let message = error["message"].as_str().unwrap_or_default();
+        assert!(message.contains(words), "{body}: {message:?} without {words:?}");
+    };
+    let chat = json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1});
+    let plain = greedy("Hi", 1);
+    let tool = json!([{"type": "function", "function": {"name": "known"}}]);
+
+    check(CHAT, &json!([]), 400, Value::Null, "object");
+    check(CHAT, &json!({}), 400, json!("messages"), "messages");
+    check(CHAT, &with(chat.clone(), "messages", json!("Hi")), 400, json!("messages"), "messages");
+    check(CHAT, &with(chat.clone(), "max_tokens", json!("9")), 400, json!("max_tokens"), "max_tokens");
+    check(CHAT, &with(chat.clone(), "stream", json!(1)), 400, json!("stream"), "stream");
+    check(CHAT, &with(chat.clone(), "temperature", json!(-1)), 400, json!("temperature"), "-1");
+    check(CHAT, &with(chat.clone(), "temperature", json!(2.5)), 400, json!("temperature"), "2.5");
+    check(CHAT, &with(chat.clone(), "top_p", json!(0)), 400, json!("top_p"), "got 0");
+    check(CHAT, &with(chat.clone(), "top_k", json!(-2)), 400, json!("top_k"), "-2");
+    check(CHAT, &with(chat.clone(), "n", json!(0)), 400, json!("n"), "got 0");
+    check(COMPLETIONS, &with(plain.clone(), "min_p", json!(1.5)), 400, json!("min_p"), "1.5");
+    check(COMPLETIONS, &with(plain.clone(), "prompt", json!([4_000_000])), 400, json!("prompt"), "4000000");
+    check(COMPLETIONS, &with(plain.clone(), "model", json!("nope")), 404, json!("model"), "`nope`");
+    let long = json!("word ".repeat(2000));
+    let words = "maximum context length is 256";
+    check(COMPLETIONS, &with(plain.clone(), "prompt", long.clone()), 400, json!("input_tokens"), words);
+    let long = json!([{"role": "user", "content": long}]);
+    check(CHAT, &with(chat.clone(), "messages", long), 400, json!("input_tokens"), words);
+    let choice = json!({"type": "function", "function": {"name": "unknown"}});
+    let unknown = with(with(chat.clone(), "tools", tool), "tool_choice", choice);
+    check(CHAT, &unknown, 400, json!("tool_choice"), "unknown");
+
+    let answer = server.post_text(CHAT, "{\"messages\": [");
+    assert_eq!((answer.status, answer.json()["error"]["type"].as_str()), (400, Some("BadRequestError")));
+    assert_eq!(server.post_text(CHAT, "").status, 400);
+    assert_eq!(server.get("/v1/nothing").status, 404);
+    assert_eq!(server.get(CHAT).status, 405);
+
+    assert_eq!(server.post(COMPLETIONS, &plain).status, 200);
+    assert_eq!(server.post(CHAT, &chat).status, 200);
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}
+
+#[test]
+fn half_a_request_makes_nobody_wait() {
+    let server = Server::ready(&["--max-num-seqs", "1"]);
+    let body = greedy("Hi", 2).to_string();
+    let (first, second) = body.split_at(body.len() / 2);
+    let mut heads: Vec<Open> = (0..8).map(|_| Open::connect(&server.address)).collect();
+    heads.iter_mut().for_each(|open| open.write("POST /v1/completions HTTP/1.1\r\nHost: x\r\nConte"));
+    let mut slow = Open::connect(&server.address);
+    slow.write(&format!(
+        "POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{first}",
+        body.len()
+    ));
+    assert_eq!(server.post(COMPLETIONS, &greedy("Hi", 2)).status, 200);
+    slow.write(second);
+    assert_eq!(slow.answer().status, 200);
+}
+
+#[test]
+fn a_flag_that_cannot_be_is_refused_before_anything_is_set_aside() {
+    let check = |flag: &str, value: &str, words: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ferrotron"));
+        let output = command.args(["serve", "--port", "0", flag, value]).output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && !log.contains("panicked"), "{flag} {value}: {log}");
+        assert!(log.contains(flag) && log.contains(words), "{flag} {value}: {log}");
+    };
+    check("--max-num-batched-tokens", "18446744073709551615", "at most 1048576");
+    check("--max-num-seqs", "1025", "1..=1024");
+    check("--max-num-queued-reqs", "0", "from 1 to 1000000");
+    check("--max-model-len", "8193", "at most the model's 8192 tokens, got 8193");
+    check("--host", "256.0.0.1", "256.0.0.1");
+    check("--chat-template", "/nowhere/template", "/nowhere/template");
+    check("--override-generation-config", r#"{"top_p": 2}"#, "top_p: expected above 0 and at most 1, got 2");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other.local_addr().unwrap().port().to_string();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ferrotron"));
+    let output = command.args(["serve", "--host", "127.0.0.1", "--port", &port]).output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains(&format!("port {port} on 127.0.0.1 is in use")), "{log}");
+}
+
+#[cfg(unix)]
+#[test]
+fn asked_to_end_it_lets_streams_end_properly() {
+    let mut server = Server::ready(&["--shutdown-timeout", "0.5"]);
+    let mut cut = server.begin(COMPLETIONS, &endless(true));
+    cut.line("data:");
+    server.signal("TERM");
+    server.wait_for_log("Shutting down");
+    let refused = || TcpStream::connect(&server.address).is_err().then_some(());
+    eventually("no more connections are taken", refused);
+    let text = cut.rest();
+    let data: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+    let [.., error, last] = &data[..] else { panic!("{text}") };
+    assert!(error.contains("shutting down") && *last == "[DONE]", "{error}\n{last}");
+    assert_eq!(server.ended().code(), Some(0), "{}", server.log());
+}
+
+#[cfg(unix)]
+#[test]
+fn asked_to_end_it_finishes_what_it_can() {
+    let mut server = Server::ready(&["--shutdown-timeout", "60"]);
+    let mut stream = server.begin(COMPLETIONS, &with(greedy("Hi! My name is", 50), "stream", json!(true)));
+    stream.line("data:");
+    server.signal("INT");
+    let text = stream.rest();
+    assert!(text.contains("\"finish_reason\":\"length\"") && text.contains("data: [DONE]"), "{text}");
+    assert_eq!(server.ended().code(), Some(0), "{}", server.log());
+}
+
+#[cfg(unix)]
+#[test]
+fn asked_twice_it_ends_at_once() {
+    let mut server = Server::ready(&["--shutdown-timeout", "600"]);
+    let mut stream = server.begin(COMPLETIONS, &endless(true));
+    stream.line("data:");
+    server.signal("TERM");
+    server.wait_for_log("Shutting down");
+    server.signal("TERM");
+    assert_eq!(server.ended().code(), Some(130), "{}", server.log());
+}
+
+#[test]
+fn the_host_comes_from_the_flag_or_the_environment() {
+    let check = |arguments: &[&str], variables: &[(&str, &str)], expected: &str| {
+        let server = Server::listening(arguments, variables);
+        let log = server.log();
+        assert!(
+            log.contains(&format!("Listening on http://{expected}:")),
+            "{arguments:?} {variables:?}: {log}"
+        );
+    };
+    check(&[], &[], "127.0.0.1");
+    check(&[], &[("FERROTRON_HOST", "0.0.0.0")], "0.0.0.0");
+    check(&[], &[("FERROTRON_HOST", "")], "127.0.0.1");
+    check(&["--host", "127.0.0.1"], &[("FERROTRON_HOST", "0.0.0.0")], "127.0.0.1");
+    check(&["--host", "0.0.0.0"], &[], "0.0.0.0");
+    check(&[], &[("VLLM_API_KEY", "key")], "0.0.0.0");
+    check(&[], &[("VLLM_API_KEY", "")], "127.0.0.1");
+}
+
+#[test]
+fn a_key_of_the_environment_is_asked_for() {
+    let server = Server::listening(&["--host", "127.0.0.1"], &[("VLLM_API_KEY", "the-key")]);
+    server.wait_until_ready();
+    let models = |header: &str| {
+        Open::send(&server.address, &format!("GET /v1/models HTTP/1.1\r\n{header}"), "").answer().status
+    };
+    assert_eq!(models(""), 401);
+    assert_eq!(models("Authorization: Bearer another\r\n"), 401);
+    assert_eq!(models("Authorization: Bearer the-key\r\n"), 200);
+    assert_eq!(server.get("/health").status, 200);
+    assert!(!server.log().contains("the-key"), "{}", server.log());
+}
