@@ -11,7 +11,7 @@ use super::Choices;
 /// end of the file, and each has the bytes that its type and shape ask for.
 pub fn header(data: &[u8]) {
     let Some((&kind, rest)) = data.split_first() else { return };
-    let file = if kind % 4 == 0 { rest.to_vec() } else { file(&mut Choices(rest), kind % 4 == 1) };
+    let file = if kind.is_multiple_of(4) { rest.to_vec() } else { file(&mut Choices(rest), kind % 4 == 1) };
     let Ok(header) = parse("fuzzed", &file) else { return };
     let (mut next, mut names) = (header.data_start, HashSet::new());
     for entry in &header.entries {

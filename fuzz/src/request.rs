@@ -18,7 +18,7 @@ const CONTEXT: usize = 64;
 /// and can be rendered or refused by the template. Neither takes anything but the bytes to decide.
 pub fn request(data: &[u8]) {
     let Some((&kind, rest)) = data.split_first() else { return };
-    let body = if kind % 4 == 0 { rest.to_vec() } else { body(&mut Choices(rest)) };
+    let body = if kind.is_multiple_of(4) { rest.to_vec() } else { body(&mut Choices(rest)) };
     let Some(map) = accepted(read_object(&body)) else { return };
     let (model, options) = model();
     let rules = Rules { model, options };
