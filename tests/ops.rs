@@ -162,9 +162,11 @@ proptest! {
     }
 
     #[test]
-    fn mamba_equals_its_reference(seed: u64, a in 1u32..7, b in 1u32..7, past in 0u32..3) {
+    fn mamba_equals_its_reference(
+        seed: u64, a in 1u32..7, b in 1u32..7, past in 0u32..3, taps in prop_oneof![Just(4usize), 2usize..=8],
+    ) {
         let shape = Mamba {
-            heads: 6, head_dim: 5, state_size: 24, groups: 3, conv_kernel: 4, conv_bias: true,
+            heads: 6, head_dim: 5, state_size: 24, groups: 3, conv_kernel: taps, conv_bias: true,
             dt_limit: (0.0, f32::INFINITY),
         };
         let inputs = step(&[(2, past, a), (0, 0, b)], 4);
@@ -172,11 +174,11 @@ proptest! {
         let plan = StatePlan { slots: 3, blocks: 8, block_len: 4, mamba: vec![shape], attention: vec![] };
         let projected = buffer(seed, tokens, shape.projection());
         let c = shape.conv_channels();
-        let (weight, bias) = (values(seed ^ 1, c * 4), values(seed ^ 2, c));
+        let (weight, bias) = (values(seed ^ 1, c * taps), values(seed ^ 2, c));
         let (a_log, d, dt_bias) = (values(seed ^ 3, 6), values(seed ^ 4, 6), values(seed ^ 5, 6));
         let norm = values(seed ^ 6, shape.inner());
         let start = |state: &mut ferrotron::backend::host::State| {
-            state.conv[0].copy_from_slice(&values(seed ^ 7, 3 * 3 * c));
+            state.conv[0].copy_from_slice(&values(seed ^ 7, 3 * (taps - 1) * c));
             state.ssm[0].copy_from_slice(&values(seed ^ 8, 3 * shape.inner() * 24));
         };
         let mut reference = Reference::new(Precision::F32);
