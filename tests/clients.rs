@@ -2,7 +2,7 @@
 //! tests/clients/requirements.txt (FERROTRON_TEST_PYTHON names another interpreter) and says aloud when it cannot run.
 
 #[path = "support/server.rs"]
-#[allow(dead_code)] // The package is the client here; only the server is wanted.
+#[allow(dead_code, reason = "the package is the client here; only the server is wanted")]
 mod server;
 
 use server::Server;

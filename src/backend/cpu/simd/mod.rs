@@ -360,7 +360,6 @@ impl Output {
     /// # Safety
     /// As for [`Output::apply`], for `len` elements from `(row, column)`.
     #[inline(always)]
-    #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice<'a>(self, row: usize, column: usize, len: usize) -> &'a mut [f32] {
         let at = row * self.width + column;
         assert!(at + len <= self.len);
