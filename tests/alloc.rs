@@ -52,7 +52,7 @@ const VOCAB: usize = 512;
 const SEQUENCES: u64 = 4;
 
 fn limits() -> Limits {
-    Limits { step_tokens: 64, logit_rows: 8, slots: 8, blocks: 512, block_len: 8 }
+    Limits { step_tokens: 64, logit_rows: 8, slots: 8, blocks: 512, block_len: 8, ..Limits::default() }
 }
 
 /// Everything that has a table or a selection of its own.
@@ -129,17 +129,7 @@ async fn the_engine_allocates_only_blocks_of_events() {
     });
     handle.loaded().await;
     let streams: Vec<_> = (0..SEQUENCES)
-        .map(|seed| {
-            let request = Request {
-                prompt: vec![1; 20],
-                sampling: costly(seed),
-                max_tokens: 400,
-                min_tokens: 0,
-                stop_ids: vec![],
-                prompt_logprobs: None,
-            };
-            handle.submit(request).unwrap()
-        })
+        .map(|seed| handle.submit(Request::new(vec![1; 20], costly(seed), 400)).unwrap())
         .collect();
     for mut stream in streams {
         while let Some(event) = stream.next().await {

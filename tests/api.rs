@@ -83,7 +83,14 @@ impl Server {
         let text = text();
         let ids = text.encode(script, false).expect("plain text");
         let end = text.id_of("<|im_end|>").expect("a control token");
-        let limits = Limits { step_tokens: 1024, logit_rows: 1024, slots: 8, blocks: 512, block_len: 16 };
+        let limits = Limits {
+            step_tokens: 1024,
+            logit_rows: 1024,
+            slots: 8,
+            blocks: 512,
+            block_len: 16,
+            ..Limits::default()
+        };
         let network = Script { ids, end, pace, prompts: HashMap::new(), limits, logits: Vec::new() };
         let config = EngineConfig { context_len: CONTEXT, ..EngineConfig::default() };
         let (engine, _) = engine::start(config, move |_| Ok(Box::new(network)));

@@ -16,7 +16,7 @@ use null::{Null, mix, sampling};
 const VOCAB: usize = 32;
 
 fn limits() -> Limits {
-    Limits { step_tokens: 16, logit_rows: 8, slots: 4, blocks: 64, block_len: 4 }
+    Limits { step_tokens: 16, logit_rows: 8, slots: 4, blocks: 64, block_len: 4, ..Limits::default() }
 }
 
 fn start_with(
@@ -38,14 +38,7 @@ async fn start(prepare: impl FnOnce(&mut Null) + Send + 'static) -> (Handle, Run
 }
 
 fn request(prompt: &[u32], max_tokens: usize) -> Request {
-    Request {
-        prompt: prompt.to_vec(),
-        sampling: sampling(0.0, 0),
-        max_tokens,
-        min_tokens: 0,
-        stop_ids: Vec::new(),
-        prompt_logprobs: None,
-    }
+    Request::new(prompt.to_vec(), sampling(0.0, 0), max_tokens)
 }
 
 async fn collect(mut stream: RequestStream) -> Vec<Event> {

@@ -63,6 +63,7 @@ fn model<B: Backend>(backend: B, folder: &Path, slots: usize) -> Model<B> {
         slots,
         blocks: slots * 512 / BLOCK_LEN,
         block_len: BLOCK_LEN,
+        ..Limits::default()
     };
     Model::new(backend, config, fields, limits).expect("the sizes agree")
 }
@@ -203,11 +204,13 @@ fn a_row_of_a_batch_is_the_row_alone_bit_for_bit() {
                 let (slot, count) = (slot as u32, part.len() as u32);
                 inputs.sequences.push(SequenceInputs {
                     slot,
+                    source: slot,
                     first,
                     count,
                     past: 0,
                     first_block,
                     block_count,
+                    ..SequenceInputs::default()
                 });
             }
             inputs.logit_rows = (0..40).collect();
@@ -273,7 +276,8 @@ fn a_decoded_token_of_the_released_models_reads_what_their_arithmetic_says() {
         let preset = presets::find(name).expect("a known name");
         let config = preset.config().expect("the preset parses");
         let fields = load::describe(&config, &preset.recipe().expect("the recipe parses"));
-        let limits = Limits { step_tokens: 1, logit_rows: 1, slots: 1, blocks: 1, block_len: 16 };
+        let limits =
+            Limits { step_tokens: 1, logit_rows: 1, slots: 1, blocks: 1, block_len: 16, ..Limits::default() };
         let mut model = Model::new(Trace::new(2), config, fields, limits).expect("the sizes agree");
         model.forward(&StepInputs::single(&[0], 0, 16));
         let read = model.backend().total().weights as f64 / 1e9;

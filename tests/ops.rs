@@ -60,7 +60,16 @@ fn step(parts: &[(u32, u32, u32)], block_len: u32) -> StepInputs {
         let block_count = (past + count).div_ceil(block_len);
         inputs.tokens.extend((0..count).map(|i| slot + i));
         inputs.blocks.extend((0..block_count).map(|b| needed - 1 - first_block - b));
-        inputs.sequences.push(SequenceInputs { slot, first, count, past, first_block, block_count });
+        inputs.sequences.push(SequenceInputs {
+            slot,
+            source: slot,
+            first,
+            count,
+            past,
+            first_block,
+            block_count,
+            ..SequenceInputs::default()
+        });
     }
     inputs
 }
@@ -171,7 +180,7 @@ proptest! {
         };
         let inputs = step(&[(2, past, a), (0, 0, b)], 4);
         let tokens = (a + b) as usize;
-        let plan = StatePlan { slots: 3, blocks: 8, block_len: 4, mamba: vec![shape], attention: vec![] };
+        let plan = StatePlan { slots: 3, blocks: 8, block_len: 4, mamba: vec![shape], ..StatePlan::default() };
         let projected = buffer(seed, tokens, shape.projection());
         let c = shape.conv_channels();
         let (weight, bias) = (values(seed ^ 1, c * taps), values(seed ^ 2, c));
@@ -211,7 +220,7 @@ proptest! {
         let shape = Attention { heads: 4, kv_heads: 2, head_dim: 40 };
         let inputs = step(&[(0, past, a), (1, 0, b)], 4);
         let tokens = (a + b) as usize;
-        let plan = StatePlan { slots: 2, blocks: 16, block_len: 4, mamba: vec![], attention: vec![shape] };
+        let plan = StatePlan { slots: 2, blocks: 16, block_len: 4, attention: vec![shape], ..StatePlan::default() };
         let (q, k, v) = (buffer(seed, tokens, 160), buffer(seed ^ 1, tokens, 80), buffer(seed ^ 2, tokens, 80));
         let start = |state: &mut ferrotron::backend::host::State| {
             state.keys[0].copy_from_slice(&values(seed ^ 3, 16 * 4 * 80));

@@ -20,7 +20,8 @@ fn model<B: Backend>(backend: B, name: &str) -> Model<B> {
     let json = checkpoint.file("config.json").expect("readable").expect("config.json is there");
     let config = ModelConfig::from_json(&json).expect("the config is understood");
     let fields = load::load(&config, &checkpoint, &|_| {}).expect("the weights load").fields;
-    let limits = Limits { step_tokens: 64, logit_rows: 64, slots: 1, blocks: 16, block_len: 16 };
+    let limits =
+        Limits { step_tokens: 64, logit_rows: 64, slots: 1, blocks: 16, block_len: 16, ..Limits::default() };
     Model::new(backend, config, fields, limits).expect("the sizes agree")
 }
 

@@ -41,6 +41,7 @@ impl World {
             slots: 1 + chance.below(8),
             blocks: 4 + chance.below(40),
             block_len: 1 + chance.below(6),
+            ..Limits::default()
         };
         Self {
             scheduler: Scheduler::new(limits, 1 + chance.below(8)).unwrap(),

@@ -39,7 +39,8 @@ fn decode_and_prefill_steps_allocate_nothing() {
     let json = checkpoint.file("config.json").expect("readable").expect("config.json is there");
     let config = ModelConfig::from_json(&json).expect("the config is understood");
     let fields = load::load(&config, &checkpoint, &|_| {}).expect("tiny loads").fields;
-    let limits = Limits { step_tokens: 64, logit_rows: 8, slots: 2, blocks: 64, block_len: 16 };
+    let limits =
+        Limits { step_tokens: 64, logit_rows: 8, slots: 2, blocks: 64, block_len: 16, ..Limits::default() };
     let cpu = Cpu::new(Precision::F32, 2).expect("threads start");
     let mut model = Model::new(cpu, config, fields, limits).expect("the sizes agree");
     let prompt: Vec<u32> = (0..60).collect();

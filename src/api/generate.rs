@@ -234,12 +234,10 @@ impl Choice {
         let meter =
             RequestMeter::new(app.metrics.clone(), arrived, input.prompt.len(), common.max_tokens, common.n);
         let request = Request {
-            prompt: input.prompt.clone(),
-            sampling,
-            max_tokens: max_tokens.max(1),
             min_tokens,
             stop_ids: stop_ids.clone(),
             prompt_logprobs: common.prompt_logprobs,
+            ..Request::new(input.prompt.clone(), sampling, max_tokens.max(1))
         };
         let stream = match resident.engine.submit(request) {
             Ok(stream) => stream,
@@ -393,5 +391,6 @@ fn failed(failure: Failure) -> ApiError {
         }
         Failure::NothingAllowed => ApiError::malformed(format!("The generation ended: {failure}.")),
         Failure::ShuttingDown => ApiError::ShuttingDown,
+        Failure::TimedOut => ApiError::Internal(format!("The generation ended: {failure}.")),
     }
 }

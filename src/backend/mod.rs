@@ -21,7 +21,10 @@ use crate::weights;
 ///
 /// The sequence's tokens stand at `tokens[first .. first + count]`; its KV blocks at
 /// `blocks[first_block .. first_block + block_count]`, in order, covering at least `past + count` tokens.
-/// A sequence with `past == 0` starts from the zero state: its slot's old content is never read.
+/// A sequence with `past == 0` starts from the zero state: what its slot held is never read.
+///
+/// A step happens in this order: blocks are copied; each sequence's state is taken from its `source`, brought up to
+/// `past` from its lane, advanced by its tokens; on the way it is saved where [`Save`] says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StepInputs {
     /// [T]
@@ -32,21 +35,79 @@ pub struct StepInputs {
     pub blocks: Vec<u32>,
     /// Indices into `tokens` whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
+    /// K and V of every attention layer, the drafter's too, are copied before anything is written.
+    pub block_copies: Vec<BlockCopy>,
+    /// States to keep, ordered by (sequence, after).
+    pub saves: Vec<Save>,
 }
 
 /// One sequence's share of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SequenceInputs {
-    /// Place in the state pool.
+    /// Place in the state pool that its state is written to.
     pub slot: u32,
+    /// Place its state is read from: `slot`, or a checkpoint that it resumes from and that stays as it is.
+    pub source: u32,
     /// Index of its first token of this step in `StepInputs::tokens`.
     pub first: u32,
     /// Its tokens in this step; at least 1.
     pub count: u32,
-    /// Its tokens already in state and cache.
+    /// Its tokens already in state, lane and cache.
     pub past: u32,
     pub first_block: u32,
     pub block_count: u32,
+    /// Where the inputs of its drafts are kept until they are judged; read only if `replay` or `drafts` is not 0.
+    pub lane: u32,
+    /// The first so many drafts in its lane were accepted: they belong to `past`, and the state is advanced by
+    /// them before the tokens of this step. 0 if `past` is 0.
+    pub replay: u32,
+    /// The last so many of its `count` tokens are drafts, fewer than `count`: the state stays as it is before
+    /// them, and what would advance it goes to the lane.
+    pub drafts: u32,
+    /// The first position that attention sees: 0, or later where the cache of the drafter begins later.
+    pub visible_from: u32,
+}
+
+/// The block `to` becomes what `from` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    pub from: u32,
+    pub to: u32,
+}
+
+/// A checkpoint: after the first `after` tokens of `sequences[sequence]` in this step, its state (convolution, SSM,
+/// and the hidden vector of the last of those tokens) is also written to place `to`.
+/// `after` is at least 1 and at most `count - drafts`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Save {
+    pub sequence: u32,
+    pub after: u32,
+    pub to: u32,
+}
+
+/// One pass of the drafter, after the step whose hidden vectors it reads.
+///
+/// Entry i joins the embedding of `step.tokens[i]` with the hidden vector of the position before it, and is
+/// cached at that token's own position: so a cache of `n` tokens depends on those tokens alone. Position 0 has no
+/// entry, and `visible_from` of each sequence is at least 1. `slot`, `source`, `lane`, `replay`, `drafts` and `saves`
+/// mean nothing here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DraftInputs {
+    /// `logit_rows`: the entries whose next token is to be drafted.
+    pub step: StepInputs,
+    /// [T] where the hidden vector of each entry is.
+    pub hidden: Vec<Hidden>,
+}
+
+/// Where a hidden vector is. All entries of one pass are of `Draft`, or none is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hidden {
+    /// Row of the last step, after the final norm.
+    Step(u32),
+    /// Of the last token before the checkpoint at this place.
+    Saved(u32),
+    /// Index in the `logit_rows` of the last pass of the drafter: its output there.
+    Draft(u32),
 }
 
 impl StepInputs {
@@ -55,6 +116,8 @@ impl StepInputs {
         self.sequences.clear();
         self.blocks.clear();
         self.logit_rows.clear();
+        self.block_copies.clear();
+        self.saves.clear();
     }
 
     /// The step of one sequence alone in slot 0 with blocks 0, 1, 2 …; logits of the last token.
@@ -69,9 +132,11 @@ impl StepInputs {
                 past: past as u32,
                 first_block: 0,
                 block_count: blocks,
+                ..SequenceInputs::default()
             }],
             blocks: (0..blocks).collect(),
             logit_rows: vec![tokens.len() as u32 - 1],
+            ..StepInputs::default()
         }
     }
 }
@@ -84,12 +149,41 @@ pub enum Precision {
     Bf16,
 }
 
+/// How numbers are kept in the KV cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// As wide as activations: f32, or bf16 under [`Precision::Bf16`].
+    #[default]
+    Auto,
+    F32,
+    Bf16,
+    /// E4M3, scale 1.
+    Fp8,
+}
+
+/// How the SSM state is kept between steps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SsmType {
+    #[default]
+    F32,
+    /// Rounded stochastically after every token; the chance depends on the position, layer, head and element
+    /// alone, so that the state depends neither on chunks, drafts nor batch.
+    F16,
+}
+
 /// State and cache sizes of a network, fixed at start.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct StatePlan {
     pub slots: usize,
     pub blocks: usize,
     pub block_len: usize,
+    pub lanes: usize,
+    /// Drafts one lane can hold.
+    pub drafts: usize,
+    pub kv: KvType,
+    pub ssm: SsmType,
+    /// Width of the hidden vector that a checkpoint keeps; 0 without a drafter.
+    pub hidden: usize,
     /// One entry per Mamba layer, in order.
     pub mamba: Vec<Mamba>,
     /// One entry per attention layer, in order; the MTP block's attention comes last.

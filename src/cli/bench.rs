@@ -259,7 +259,16 @@ fn push(inputs: &mut StepInputs, slot: usize, past: usize, tokens: &[u32], capac
     inputs.blocks.extend((0..block_count).map(|b| slot as u32 * own + b));
     inputs.logit_rows.push(inputs.tokens.len() as u32 - 1);
     let (slot, count, past) = (slot as u32, tokens.len() as u32, past as u32);
-    inputs.sequences.push(SequenceInputs { slot, first, count, past, first_block, block_count });
+    inputs.sequences.push(SequenceInputs {
+        slot,
+        source: slot,
+        first,
+        count,
+        past,
+        first_block,
+        block_count,
+        ..SequenceInputs::default()
+    });
 }
 
 fn decode_step(inputs: &mut StepInputs, last: &[u32], past: usize, capacity: usize) {

@@ -228,13 +228,10 @@ impl Session {
         let options = DecoderOptions { mode, skip_special: true, ..DecoderOptions::default() };
         let mut decoder = self.text.decoder(options);
         let prompt_tokens = prompt.len();
+        let max_tokens = self.max_tokens.min(self.context_len - prompt.len());
         let mut stream = self.engine.submit(engine::Request {
-            max_tokens: self.max_tokens.min(self.context_len - prompt.len()),
-            prompt,
-            sampling: self.sampling.clone(),
-            min_tokens: 0,
             stop_ids: self.stop_ids.clone(),
-            prompt_logprobs: None,
+            ..engine::Request::new(prompt, self.sampling.clone(), max_tokens)
         })?;
         self.sampling.seed = self.sampling.seed.wrapping_add(1);
 

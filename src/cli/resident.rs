@@ -250,5 +250,6 @@ pub fn limits(sequences: usize, length: usize, step_tokens: usize) -> Limits {
         slots: sequences,
         blocks: sequences * length.div_ceil(BLOCK_LEN),
         block_len: BLOCK_LEN,
+        ..Limits::default()
     }
 }

@@ -16,7 +16,8 @@ mod run;
 mod sequence;
 mod stats;
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::model::Limits;
 use crate::sample::SamplingParams;
@@ -61,6 +62,56 @@ pub struct Request {
     pub stop_ids: Vec<u32>,
     /// Log-probabilities of the prompt's own ids, with so many alternatives each.
     pub prompt_logprobs: Option<u32>,
+    /// Lower runs earlier, and makes higher ones wait if need be; 0 is the ordinary class.
+    pub priority: i32,
+    /// Only requests with the same salt share what the prefix cache holds.
+    pub cache_salt: Option<Arc<str>>,
+    /// Lengths of the prompt's heads at which a turn ends, ascending, each below its length: other prompts may
+    /// well part from this one there, so the cache keeps the state.
+    pub borders: Vec<u32>,
+    /// Requests of one group have the same prompt: the others wait until the first has read it.
+    pub group: Option<u64>,
+    pub speculation: Speculation,
+    /// When it fails with [`Failure::TimedOut`], whether it waits or runs.
+    pub deadline: Option<Instant>,
+}
+
+impl Request {
+    /// Greedy or not as `sampling` says; everything else as if it was not asked for.
+    pub fn new(prompt: Vec<u32>, sampling: SamplingParams, max_tokens: usize) -> Self {
+        Self {
+            prompt,
+            sampling,
+            max_tokens,
+            min_tokens: 0,
+            stop_ids: Vec::new(),
+            prompt_logprobs: None,
+            priority: 0,
+            cache_salt: None,
+            borders: Vec::new(),
+            group: None,
+            speculation: Speculation::default(),
+            deadline: None,
+        }
+    }
+}
+
+/// How many tokens may be drafted ahead for a request. It changes when tokens come, never which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speculation {
+    /// Drafts per step at most; 0: none.
+    pub depth_max: u32,
+    /// The model's own draft head may propose.
+    pub mtp: bool,
+    /// What stood in the sequence before may propose.
+    pub ngram: bool,
+}
+
+impl Default for Speculation {
+    /// All that the engine offers.
+    fn default() -> Self {
+        Self { depth_max: u32::MAX, mtp: true, ngram: true }
+    }
 }
 
 /// What the engine sends back, in order: `Started`, any number of `Token`, one of `Finished` or `Failed`.
@@ -106,6 +157,8 @@ pub enum Failure {
     Dead(String),
     #[error("the server is shutting down")]
     ShuttingDown,
+    #[error("the deadline passed before the answer was complete")]
+    TimedOut,
 }
 
 /// How long a request took: submitted → queue → first step → prefill → first id → decode → last id.

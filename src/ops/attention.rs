@@ -120,9 +120,10 @@ mod tests {
                 past: 0,
                 first_block: 0,
                 block_count: 2,
+                ..SequenceInputs::default()
             }],
             blocks: vec![1, 0],
-            logit_rows: vec![],
+            ..StepInputs::default()
         };
         let (mut keys, mut values, mut out) = (vec![9.0; 4], vec![9.0; 4], vec![0.0; 6]);
         let q = [1.0; 6];

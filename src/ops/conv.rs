@@ -67,7 +67,7 @@ mod tests {
         };
         let weight = [1.0, 10.0, 100.0, 1000.0].repeat(3);
         let sequence =
-            |past, count| SequenceInputs { slot: 1, first: 0, count, past, first_block: 0, block_count: 0 };
+            |past, count| SequenceInputs { slot: 1, source: 1, count, past, ..SequenceInputs::default() };
         let projected = |x: f32| [9.0, x, x, x, 9.0];
         let mut state = vec![7.0; 2 * 3 * 3];
         let mut out = vec![0.0; 6];

@@ -92,8 +92,7 @@ mod tests {
             conv_bias: true,
             dt_limit: (0.0, f32::INFINITY),
         };
-        let sequence =
-            SequenceInputs { slot: 0, first: 0, count: 2, past: 0, first_block: 0, block_count: 0 };
+        let sequence = SequenceInputs { slot: 0, first: 0, count: 2, past: 0, ..SequenceInputs::default() };
         // z, x, B, C, dt; only dt is read from the projection.
         let projected = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
         let xbc = [1.0, 1.0, 2.0, 2.0, 0.5, 1.0];

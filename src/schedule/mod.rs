@@ -154,6 +154,7 @@ impl Scheduler {
             sequences: Vec::with_capacity(self.places),
             blocks: Vec::with_capacity(self.limits.blocks),
             logit_rows: Vec::with_capacity(self.limits.logit_rows),
+            ..StepInputs::default()
         }
     }
 
@@ -425,11 +426,13 @@ impl Sequence {
         // The casts hold: `Scheduler::new` refuses limits beyond u32.
         inputs.sequences.push(SequenceInputs {
             slot: self.slot,
+            source: self.slot,
             first: inputs.tokens.len() as u32,
             count: count as u32,
             past: self.past as u32,
             first_block: inputs.blocks.len() as u32,
             block_count: block_count as u32,
+            ..SequenceInputs::default()
         });
         inputs.tokens.extend_from_slice(&self.tokens[self.past..end]);
         inputs.blocks.extend_from_slice(&self.blocks[..block_count]);

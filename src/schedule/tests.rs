@@ -1,7 +1,7 @@
 use super::*;
 
 fn limits() -> Limits {
-    Limits { step_tokens: 8, logit_rows: 4, slots: 4, blocks: 16, block_len: 4 }
+    Limits { step_tokens: 8, logit_rows: 4, slots: 4, blocks: 16, block_len: 4, ..Limits::default() }
 }
 
 /// Runs one step: each sampling share gets token 9, each other one advances. Returns (id, past, count, samples).
@@ -41,8 +41,25 @@ fn the_step_names_tokens_blocks_and_rows() {
     assert_eq!(inputs.tokens, [10, 11, 12, 13, 14, 20, 21]);
     assert_eq!(inputs.blocks, [0, 1, 2]);
     assert_eq!(inputs.logit_rows, [4, 6]);
-    let first = SequenceInputs { slot: 0, first: 0, count: 5, past: 0, first_block: 0, block_count: 2 };
-    let second = SequenceInputs { slot: 1, first: 5, count: 2, past: 0, first_block: 2, block_count: 1 };
+    let first = SequenceInputs {
+        slot: 0,
+        first: 0,
+        count: 5,
+        past: 0,
+        first_block: 0,
+        block_count: 2,
+        ..SequenceInputs::default()
+    };
+    let second = SequenceInputs {
+        slot: 1,
+        source: 1,
+        first: 5,
+        count: 2,
+        past: 0,
+        first_block: 2,
+        block_count: 1,
+        ..SequenceInputs::default()
+    };
     assert_eq!(inputs.sequences, [first, second]);
 }
 

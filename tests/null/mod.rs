@@ -50,7 +50,7 @@ impl Null {
 
     /// The laws that hold between steps: a slot goes on where it was, and nobody has touched its blocks.
     fn enter(&mut self, inputs: &StepInputs, sequence: &SequenceInputs) {
-        let SequenceInputs { slot, first, count, past, first_block, block_count } = *sequence;
+        let SequenceInputs { slot, first, count, past, first_block, block_count, .. } = *sequence;
         let state = &mut self.slots[slot as usize];
         if past == 0 {
             state.tokens.clear();

@@ -90,8 +90,11 @@ impl<B: Backend> Builder<B> {
             slots: limits.slots,
             blocks: limits.blocks,
             block_len: limits.block_len,
-            mamba: Vec::new(),
-            attention: Vec::new(),
+            lanes: limits.lanes,
+            drafts: limits.drafts,
+            kv: limits.kv,
+            ssm: limits.ssm,
+            ..StatePlan::default()
         };
         let (widths, uses) = (Widths::default(), Vec::new());
         Builder { hidden, limits, plan, widths, uses, kind: std::marker::PhantomData }
