@@ -108,6 +108,7 @@ async fn load(args: Args, app: Arc<App>) -> anyhow::Result<Option<engine::Runner
         queue_len: args.max_num_queued_reqs,
         max_sequences: sequences,
         context_len: model.max_model_len,
+        ..EngineConfig::default()
     };
     tracing::info!("Loading weights: {}", args.compute.describe());
     let compute = args.compute.clone();

@@ -11,6 +11,7 @@
 //! handle.shutdown(Duration::from_secs(5)).await;
 //! ```
 
+mod busy;
 mod handle;
 mod run;
 mod sequence;
@@ -23,9 +24,10 @@ use crate::model::Limits;
 use crate::sample::SamplingParams;
 
 pub use crate::sample::TokenLogprobs;
+pub use busy::Busy;
 pub use handle::{Handle, LoadProgress, RequestStream, Runner, SubmitError};
 pub use run::start;
-pub use stats::{Histogram, ITERATION_TOKENS_BOUNDS, Stats};
+pub use stats::{ACCEPTED_POSITIONS, Histogram, ITERATION_TOKENS_BOUNDS, Stats, VERIFY_TOKENS};
 
 /// How one engine is run. What depends on the model (slots, blocks, tokens per step) is in its [`Limits`].
 #[derive(Debug, Clone)]
@@ -38,12 +40,37 @@ pub struct EngineConfig {
     pub max_sequences: usize,
     /// Prompt and output together, in tokens; the KV pool may allow less.
     pub context_len: usize,
+    /// States that the prefix cache may hold, of the places that [`Limits`] has beyond the sequences'; 0: nothing
+    /// is cached.
+    pub checkpoints_max: usize,
+    /// The most that a request may be given, whatever it asks for.
+    pub speculation: Speculation,
+    /// What one place of the state pool costs; the prefix cache weighs it against `block_bytes`.
+    pub state_bytes: usize,
+    /// What one KV block of all layers costs.
+    pub block_bytes: usize,
+    /// Set by this engine while it has sequences.
+    pub busy: Busy,
+    /// Of the engines before this one: while any is busy, a prompt is read in smaller chunks.
+    pub in_front: Vec<Busy>,
 }
 
 impl Default for EngineConfig {
-    /// 1024 waiting requests (the documented default of `--max-num-queued-reqs`), all that the model's limits allow.
+    /// 1024 waiting requests (the documented default of `--max-num-queued-reqs`), all that the model's limits allow;
+    /// a state as costly as a block; nobody in front.
     fn default() -> Self {
-        Self { name: "engine".into(), queue_len: 1024, max_sequences: usize::MAX, context_len: usize::MAX }
+        Self {
+            name: "engine".into(),
+            queue_len: 1024,
+            max_sequences: usize::MAX,
+            context_len: usize::MAX,
+            checkpoints_max: usize::MAX,
+            speculation: Speculation::default(),
+            state_bytes: 1,
+            block_bytes: 1,
+            busy: Busy::default(),
+            in_front: Vec::new(),
+        }
     }
 }
 
@@ -107,6 +134,11 @@ pub struct Speculation {
     pub ngram: bool,
 }
 
+impl Speculation {
+    /// Nothing is drafted.
+    pub const OFF: Self = Self { depth_max: 0, mtp: false, ngram: false };
+}
+
 impl Default for Speculation {
     /// All that the engine offers.
     fn default() -> Self {
@@ -167,6 +199,9 @@ pub struct Timings {
     pub queue: Duration,
     pub prefill: Duration,
     pub decode: Duration,
+    /// Tokens that were drafted and verified, and how many of them stayed.
+    pub drafted: usize,
+    pub accepted: usize,
 }
 
 /// Whether the engine can serve now. Read from atomics; never blocks.

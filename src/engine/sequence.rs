@@ -155,6 +155,8 @@ impl Sequence {
             queue: self.scheduled.saturating_duration_since(self.submitted),
             prefill: first.saturating_duration_since(self.scheduled),
             decode: self.last.saturating_duration_since(first),
+            drafted: 0,
+            accepted: 0,
         }
     }
 }
