@@ -595,6 +595,34 @@ async fn a_client_that_goes_away_frees_its_place() {
 }
 
 #[tokio::test]
+async fn too_many_are_told_to_come_again() {
+    let options = Options::new(vec!["nvidia/tiny".into()]);
+    let server = Server::start("x", Duration::from_millis(5), options).await;
+    let engine = &server.app.resident().expect("a model").engine;
+    // As full as a thousand clients would make it.
+    engine.stats().waiting.store(1024, std::sync::atomic::Ordering::Relaxed);
+    let response = server.call(post(CHAT, chat(json!({})).to_string())).await;
+    assert!(response.headers().contains_key(header::RETRY_AFTER));
+    let (status, text) = read(response).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(text.contains("RateLimitError") && text.contains("1024 requests are queued"), "{text}");
+}
+
+#[tokio::test]
+async fn a_class_in_the_header_is_read_like_the_field() {
+    let server = Server::answering("x").await;
+    let send = async |value: &str| {
+        let mut request = post(CHAT, chat(json!({"max_tokens": 1})).to_string());
+        request.headers_mut().insert("x-vllm-priority", value.parse().expect("a header"));
+        read(server.call(request).await).await
+    };
+    assert_eq!(send("-3").await.0, StatusCode::OK);
+    let (status, text) = send("urgent").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(text.contains("X-Vllm-Priority"), "{text}");
+}
+
+#[tokio::test]
 async fn at_the_end_open_streams_are_told() {
     let options = Options::new(vec!["nvidia/tiny".into()]);
     let server = Server::start(&"word ".repeat(400), Duration::from_millis(5), options).await;

@@ -45,7 +45,8 @@ pub async fn create(
     };
     let envelope = Envelope::new("chatcmpl", &common, &request_id.0);
     let fingerprint = fingerprint(&resident.model);
-    let input = Input { prompt: prompt.clone(), mode, one_call: request.one_call };
+    let borders = resident.text.borders(&prompt);
+    let input = Input { prompt: prompt.clone(), borders, mode, one_call: request.one_call };
     let generation = Generation::start(&app, resident, &common, vec![input], body.arrived)?;
     match common.stream {
         Some(options) => {

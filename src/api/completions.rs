@@ -32,7 +32,13 @@ pub async fn create(
     }
     let inputs = prompts
         .iter()
-        .map(|prompt| Input { prompt: prompt.ids.clone(), mode: Mode::Raw, one_call: false })
+        .map(|prompt| Input {
+            prompt: prompt.ids.clone(),
+            // Nobody knows where raw text has its turns.
+            borders: Vec::new(),
+            mode: Mode::Raw,
+            one_call: false,
+        })
         .collect();
     let writer = Writer {
         tokens: TokenView::new(resident, &common),

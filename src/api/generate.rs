@@ -18,6 +18,8 @@ use std::time::Instant;
 pub struct Input {
     /// Fits the context; see [`fit`].
     pub prompt: Vec<u32>,
+    /// Where its turns end; see [`crate::text::Text::borders`].
+    pub borders: Vec<u32>,
     pub mode: Mode,
     /// The answer ends after its first tool call.
     pub one_call: bool,
@@ -124,12 +126,13 @@ impl Generation {
         let mut usage = Usage::default();
         for input in inputs {
             usage.prompt_tokens += input.prompt.len();
+            let group = (common.n > 1).then(|| app.ids.group());
             for answer in 0..common.n {
                 let index = choices.len();
                 let mut sampling = common.sampling.clone();
                 sampling.seed = base_seed.wrapping_add(index as u64);
-                let choice =
-                    Choice::submit(app, resident, common, &input, index, answer == 0, sampling, arrived)?;
+                let place = Place { index, group, counts_prompt: answer == 0, arrived };
+                let choice = Choice::submit(app, resident, common, &input, place, sampling)?;
                 choices.push(choice.into_stream().boxed());
             }
         }
@@ -187,6 +190,17 @@ fn too_long(prompt: usize, limit: usize) -> ApiError {
     )
 }
 
+/// Where a choice stands in its request.
+struct Place {
+    index: usize,
+    /// Of all answers to its prompt, if there are several.
+    group: Option<u64>,
+    /// The first answer to a prompt counts what the cache held of it.
+    counts_prompt: bool,
+    /// When the request had arrived.
+    arrived: Instant,
+}
+
 /// One answer being generated.
 struct Choice {
     index: usize,
@@ -204,7 +218,6 @@ struct Choice {
     min_tokens: usize,
     generated: usize,
     reasoning_tokens: usize,
-    /// The first answer to a prompt counts what the cache held of it.
     counts_prompt: bool,
     meter: RequestMeter,
     /// Found by us rather than by the engine: the next update says so.
@@ -218,11 +231,10 @@ impl Choice {
         resident: &Resident,
         common: &Common,
         input: &Input,
-        index: usize,
-        counts_prompt: bool,
+        place: Place,
         sampling: crate::sample::SamplingParams,
-        arrived: Instant,
     ) -> Result<Self, ApiError> {
+        let Place { index, group, counts_prompt, arrived } = place;
         let room = resident.model.max_model_len.saturating_sub(input.prompt.len());
         let max_tokens = common.max_tokens.unwrap_or(room).min(room);
         let min_tokens = common.min_tokens.min(max_tokens);
@@ -237,6 +249,12 @@ impl Choice {
             min_tokens,
             stop_ids: stop_ids.clone(),
             prompt_logprobs: common.prompt_logprobs,
+            priority: common.priority,
+            cache_salt: common.cache_salt.clone(),
+            borders: input.borders.clone(),
+            group,
+            speculation: common.speculation,
+            deadline: common.timeout.and_then(|timeout| arrived.checked_add(timeout)),
             ..Request::new(input.prompt.clone(), sampling, max_tokens.max(1))
         };
         let stream = match resident.engine.submit(request) {
@@ -391,6 +409,6 @@ fn failed(failure: Failure) -> ApiError {
         }
         Failure::NothingAllowed => ApiError::malformed(format!("The generation ended: {failure}.")),
         Failure::ShuttingDown => ApiError::ShuttingDown,
-        Failure::TimedOut => ApiError::Internal(format!("The generation ended: {failure}.")),
+        Failure::TimedOut => ApiError::TimedOut,
     }
 }

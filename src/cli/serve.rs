@@ -242,6 +242,7 @@ fn options(args: &Args) -> anyhow::Result<Options> {
         tokens_as_ids: args.return_tokens_as_token_ids,
         trust_template: args.trust_request_chat_template,
         force_usage: args.enable_force_include_usage,
+        timeout: args.request_timeout.filter(|timeout| !timeout.is_zero()),
     };
     options.api_keys = args.api_key.iter().filter(|key| !key.is_empty()).cloned().collect();
     options.cors = CorsOptions {

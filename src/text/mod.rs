@@ -183,6 +183,14 @@ impl Text {
         text.rfind(Tag::Think.text()).is_some_and(|open| !text[open..].contains(Tag::EndThink.text()))
     }
 
+    /// Lengths of the heads of `prompt` at which a turn ends and the next begins, ascending, without 0. A history that is
+    /// edited, or that loses its old thoughts, still shares the heads before the edit.
+    pub fn borders(&self, prompt: &[u32]) -> Vec<u32> {
+        let Some(opener) = self.ids.opener else { return Vec::new() };
+        let opens = |(place, &id): (usize, &u32)| (id == opener).then_some(place as u32);
+        prompt.iter().enumerate().skip(1).filter_map(opens).collect()
+    }
+
     /// Reads one output; see [`Decoder`].
     pub fn decoder(&self, options: DecoderOptions) -> Decoder {
         Decoder::new(Arc::clone(&self.vocabulary), self.ids, options)

@@ -47,9 +47,12 @@ pub struct Args {
     /// Tokens of one step: what a long prompt may take before the others have their turn
     #[arg(long, value_name = "N", default_value = "256", value_parser = batched)]
     pub max_num_batched_tokens: usize,
-    /// Requests that may wait; more are answered with 503
+    /// Requests that may wait; more are answered with 429
     #[arg(long, value_name = "N", default_value = "1024", value_parser = count::<1_000_000>)]
     pub max_num_queued_reqs: usize,
+    /// Seconds after which a request that brings no `timeout` of its own is answered with 504; 0 never [default: never]
+    #[arg(long, value_name = "SEC", value_parser = seconds)]
+    pub request_timeout: Option<std::time::Duration>,
     /// Makes the seeds of requests without one repeat from start to start
     #[arg(long)]
     pub seed: Option<u64>,
