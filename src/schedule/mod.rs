@@ -24,6 +24,8 @@
 //!
 //! No more sequences run than a step has tokens and rows of logits, so each of them advances in each step.
 
+mod borders;
+mod cache;
 mod pool;
 
 use std::collections::VecDeque;
@@ -33,7 +35,9 @@ use crate::model::Limits;
 
 /// What a plan fills; engines name it through here.
 pub use crate::backend::StepInputs;
-pub use pool::Pool;
+pub use borders::{Prompt, checkpoint_positions};
+pub use cache::{Cache, CacheConfig, Freed, Hit, Holdings, Prefix};
+pub use pool::{Pool, Pools};
 
 /// The state of everyone who runs or waits.
 #[derive(Debug)]
