@@ -15,6 +15,7 @@ mod busy;
 mod handle;
 mod run;
 mod sequence;
+mod speculate;
 mod stats;
 
 use std::sync::Arc;
