@@ -2,8 +2,8 @@
 
 use half::bf16;
 
-use super::{Precision, StatePlan};
-use crate::ops::attention::Pages;
+use super::{BlockCopy, Precision, StatePlan};
+use crate::ops::{attention::Pages, lanes::Lanes};
 
 /// `[rows, width]` f32, row-major.
 pub struct Buffer {
@@ -52,10 +52,13 @@ pub struct State {
     pub conv: Vec<Box<[f32]>>,
     /// Per Mamba layer `[slots, H, P, N]`.
     pub ssm: Vec<Box<[f32]>>,
+    /// Per Mamba layer.
+    pub lanes: Vec<Lanes>,
     /// Per attention layer `[blocks, kv, block_len, D]`.
     pub keys: Vec<Box<[f32]>>,
     pub values: Vec<Box<[f32]>>,
     pub block_len: usize,
+    pub blocks: usize,
 }
 
 impl State {
@@ -69,9 +72,21 @@ impl State {
                 .map(|m| zeros(plan.slots * (m.conv_kernel - 1) * m.conv_channels()))
                 .collect(),
             ssm: plan.mamba.iter().map(|m| zeros(plan.slots * m.inner() * m.state_size)).collect(),
+            lanes: plan.mamba.iter().map(|m| Lanes::new(m, plan.lanes, plan.drafts)).collect(),
             keys: plan.attention.iter().map(|a| zeros(pages(a))).collect(),
             values: plan.attention.iter().map(|a| zeros(pages(a))).collect(),
             block_len: plan.block_len,
+            blocks: plan.blocks,
+        }
+    }
+
+    pub fn copy_blocks(&mut self, copies: &[BlockCopy]) {
+        for pages in self.keys.iter_mut().chain(&mut self.values) {
+            let size = pages.len() / self.blocks.max(1);
+            for copy in copies {
+                let from = copy.from as usize * size;
+                pages.copy_within(from..from + size, copy.to as usize * size);
+            }
         }
     }
 }

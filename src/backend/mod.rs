@@ -68,6 +68,13 @@ pub struct SequenceInputs {
     pub visible_from: u32,
 }
 
+impl SequenceInputs {
+    /// Its tokens of this step that are no drafts.
+    pub fn certain(&self) -> u32 {
+        self.count - self.drafts
+    }
+}
+
 /// The block `to` becomes what `from` is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockCopy {
@@ -118,6 +125,45 @@ impl StepInputs {
         self.logit_rows.clear();
         self.block_copies.clear();
         self.saves.clear();
+    }
+
+    /// Panics where the step breaks a rule that the types above state; for debug builds.
+    pub fn check(&self) {
+        let mut next = 0;
+        for (index, s) in self.sequences.iter().enumerate() {
+            assert_eq!(s.first, next, "sequence {index}: tokens tile the step");
+            next += s.count;
+            assert!(s.drafts < s.count, "sequence {index}: one token at least is certain: {s:?}");
+            assert!(s.replay <= s.past && s.visible_from <= s.past, "sequence {index}: {s:?}");
+            let clash = |other: &SequenceInputs| other.slot == s.slot || other.source == s.slot;
+            let (before, after) = (&self.sequences[..index], &self.sequences[index + 1..]);
+            assert!(!before.iter().chain(after).any(clash), "sequence {index}: its slot is in use");
+        }
+        assert_eq!(next as usize, self.tokens.len(), "tokens tile the step");
+        assert!(self.saves.is_sorted_by_key(|save| (save.sequence, save.after)), "{:?}", self.saves);
+        for save in &self.saves {
+            let sequence = &self.sequences[save.sequence as usize];
+            assert!((1..=sequence.certain()).contains(&save.after), "{save:?} of {sequence:?}");
+            let taken = |s: &SequenceInputs| s.slot == save.to || s.source == save.to;
+            assert!(!self.sequences.iter().any(taken), "{save:?}: the place is in use");
+        }
+    }
+
+    /// A sequence's blocks, in order.
+    pub fn blocks_of(&self, sequence: &SequenceInputs) -> &[u32] {
+        &self.blocks[sequence.first_block as usize..][..sequence.block_count as usize]
+    }
+
+    /// The saves of `sequences[sequence]`, in the order of their tokens.
+    pub fn saves_of(&self, sequence: usize) -> &[Save] {
+        let from = self.saves.partition_point(|save| (save.sequence as usize) < sequence);
+        let count = self.saves[from..].partition_point(|save| save.sequence as usize == sequence);
+        &self.saves[from..][..count]
+    }
+
+    /// Rows of lanes that are read or written: replayed drafts and judged ones to come.
+    pub fn lane_rows(&self) -> usize {
+        self.sequences.iter().map(|s| (s.replay + s.drafts) as usize).sum()
     }
 
     /// The step of one sequence alone in slot 0 with blocks 0, 1, 2 …; logits of the last token.
@@ -278,6 +324,9 @@ pub trait Backend: Send {
         weight: &Self::Vector,
         y: &mut Self::Buffer,
     );
+
+    /// Copies pages of every attention layer, in the given order.
+    fn copy_blocks(&mut self, copies: &[BlockCopy], state: &mut Self::State);
 
     /// Appends k and v to the pages of attention layer `layer` and attends causally.
     fn attention(

@@ -148,6 +148,9 @@ impl<B: Backend> Model<B> {
 
     /// Runs one step; returns `[logit_rows, V]`.
     pub fn forward(&mut self, inputs: &StepInputs) -> &[f32] {
+        if cfg!(debug_assertions) {
+            inputs.check();
+        }
         let Model { backend, config, body, work, state, .. } = self;
         let rows = inputs.logit_rows.len();
         backend.run(|backend| {
@@ -217,6 +220,9 @@ fn forward<B: Backend>(
     state: &mut B::State,
     inputs: &StepInputs,
 ) {
+    if !inputs.block_copies.is_empty() {
+        backend.copy_blocks(&inputs.block_copies, state);
+    }
     backend.embed(&inputs.tokens, &body.embeddings, &mut work.x);
     for (i, block) in body.layers.iter().enumerate() {
         layer(backend, block, i, config.norm_eps, work, state, inputs);
