@@ -1,14 +1,16 @@
 //! Drafts, checkpoints and shared blocks leave no trace: whatever was drafted, rejected, saved, resumed or copied,
 //! logits are bit for bit those of token after token.
 
+#[path = "support/models.rs"]
+mod models;
+
 use std::path::{Path, PathBuf};
 
 use ferrotron::backend::cpu::{Cpu, simd::Isa};
 use ferrotron::backend::reference::Reference;
-use ferrotron::backend::{Backend, BlockCopy, Precision, Save, SequenceInputs, StepInputs};
-use ferrotron::model::config::ModelConfig;
-use ferrotron::model::{Limits, Model, Network, load};
-use ferrotron::weights::{Checkpoint, Source};
+use ferrotron::backend::{BlockCopy, Precision, Save, SequenceInputs, StepInputs};
+use ferrotron::model::{Limits, Network};
+use models::{Random, model, tiny};
 
 const BLOCK_LEN: usize = 4;
 /// Drafts in a step at most.
@@ -23,7 +25,7 @@ fn folders() -> Vec<PathBuf> {
         .map(|entry| entry.expect("a readable entry").path())
         .filter(|path| path.join("golden.json").exists())
         .collect();
-    folders.push(root.join("models/tiny"));
+    folders.push(tiny());
     folders
 }
 
@@ -41,14 +43,6 @@ fn limits() -> Limits {
     }
 }
 
-fn model<B: Backend>(backend: B, folder: &Path, limits: Limits) -> Model<B> {
-    let checkpoint = Checkpoint::open(Source::folder(folder)).expect("the checkpoint opens");
-    let json = checkpoint.file("config.json").expect("readable").expect("config.json is there");
-    let config = ModelConfig::from_json(&json).expect("the config is understood");
-    let fields = load::load(&config, &checkpoint, &|_| {}).expect("the weights load").fields;
-    Model::new(backend, config, fields, limits).expect("the sizes agree")
-}
-
 fn networks(folder: &Path, limits: Limits) -> Vec<(&'static str, Box<dyn Network>)> {
     let reference = Reference::new(Precision::F32);
     let mut all: Vec<(_, Box<dyn Network>)> = vec![("reference", Box::new(model(reference, folder, limits)))];
@@ -62,19 +56,6 @@ fn networks(folder: &Path, limits: Limits) -> Vec<(&'static str, Box<dyn Network
 /// The reference is slow, and the same code for every seed.
 fn seeds(name: &str) -> std::ops::Range<u64> {
     0..if name == "reference" { 1 } else { 2 }
-}
-
-/// splitmix64
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % end as u64) as usize
-    }
 }
 
 /// One sequence on its way along `ids`, which its drafts guess.

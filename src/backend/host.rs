@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{BlockCopy, Precision, StatePlan};
+use super::{BlockCopy, Hidden, Precision, StatePlan, StepInputs};
 use crate::ops::{attention::Pages, lanes::Lanes};
 
 /// `[rows, width]` f32, row-major.
@@ -26,6 +26,19 @@ impl Buffer {
 
     pub fn row(&self, index: usize) -> &[f32] {
         &self.data[index * self.width..][..self.width]
+    }
+
+    /// Appends the index of the largest number of each row; of equals the lowest.
+    pub fn largest(&self, rows: usize, indices: &mut Vec<u32>) {
+        indices.extend(self.rows(rows).chunks_exact(self.width).map(|row| {
+            let mut best = 0;
+            for (i, &value) in row.iter().enumerate() {
+                if value > row[best] {
+                    best = i;
+                }
+            }
+            best as u32
+        }));
     }
 
     pub fn row_mut(&mut self, index: usize) -> &mut [f32] {
@@ -57,6 +70,8 @@ pub struct State {
     /// Per attention layer `[blocks, kv, block_len, D]`.
     pub keys: Vec<Box<[f32]>>,
     pub values: Vec<Box<[f32]>>,
+    /// [places, h]: what checkpoints keep for the drafter.
+    pub hidden: Buffer,
     pub block_len: usize,
     pub blocks: usize,
 }
@@ -75,8 +90,26 @@ impl State {
             lanes: plan.mamba.iter().map(|m| Lanes::new(m, plan.lanes, plan.drafts)).collect(),
             keys: plan.attention.iter().map(|a| zeros(pages(a))).collect(),
             values: plan.attention.iter().map(|a| zeros(pages(a))).collect(),
+            hidden: Buffer::new(plan.slots, plan.hidden),
             block_len: plan.block_len,
             blocks: plan.blocks,
+        }
+    }
+
+    pub fn keep_hidden(&mut self, inputs: &StepInputs, x: &Buffer) {
+        for save in &inputs.saves {
+            let row = inputs.sequences[save.sequence as usize].first + save.after - 1;
+            self.hidden.row_mut(save.to as usize).copy_from_slice(x.row(row as usize));
+        }
+    }
+
+    pub fn hidden(&self, hidden: &[Hidden], x: &Buffer, drafted: &Buffer, out: &mut Buffer) {
+        for (i, &hidden) in hidden.iter().enumerate() {
+            out.row_mut(i).copy_from_slice(match hidden {
+                Hidden::Step(row) => x.row(row as usize),
+                Hidden::Saved(place) => self.hidden.row(place as usize),
+                Hidden::Draft(row) => drafted.row(row as usize),
+            });
         }
     }
 

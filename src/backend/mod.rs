@@ -117,6 +117,36 @@ pub enum Hidden {
     Draft(u32),
 }
 
+impl DraftInputs {
+    /// One entry per token of one sequence alone, from position `past` on, in blocks 0, 1, 2 …; entry i joins row i of
+    /// the last step. The last one drafts.
+    pub fn single(tokens: &[u32], past: usize, block_len: usize) -> DraftInputs {
+        let mut step = StepInputs::single(tokens, past, block_len);
+        step.sequences[0].visible_from = 1;
+        DraftInputs { step, hidden: (0..tokens.len() as u32).map(Hidden::Step).collect() }
+    }
+
+    pub fn clear(&mut self) {
+        self.step.clear();
+        self.hidden.clear();
+    }
+
+    /// Whether this pass goes on from the last one.
+    pub fn recursive(&self) -> bool {
+        matches!(self.hidden.first(), Some(Hidden::Draft(_)))
+    }
+
+    /// As [`StepInputs::check`].
+    pub fn check(&self) {
+        assert_eq!(self.hidden.len(), self.step.tokens.len(), "one hidden vector per entry");
+        let recursive = |hidden: &Hidden| matches!(hidden, Hidden::Draft(_)) == self.recursive();
+        assert!(self.hidden.iter().all(recursive), "{:?}", self.hidden);
+        for s in &self.step.sequences {
+            assert!(s.past >= s.visible_from && s.visible_from >= 1, "position 0 has no entry: {s:?}");
+        }
+    }
+}
+
 impl StepInputs {
     pub fn clear(&mut self) {
         self.tokens.clear();
@@ -367,8 +397,25 @@ pub trait Backend: Send {
     /// out[i] = x[rows[i]]
     fn gather(&mut self, rows: &[u32], x: &Self::Buffer, out: &mut Self::Buffer);
 
+    /// Keeps rows of `x`, the residual stream after the last layer, at the places of the step's saves.
+    fn keep_hidden(&mut self, inputs: &StepInputs, x: &Self::Buffer, state: &mut Self::State);
+
+    /// out[i] = what `hidden[i]` names: a row of the last step's `x`, what [`Self::keep_hidden`] kept, or a row of
+    /// `drafted`.
+    fn hidden(
+        &mut self,
+        hidden: &[Hidden],
+        x: &Self::Buffer,
+        drafted: &Self::Buffer,
+        state: &Self::State,
+        out: &mut Self::Buffer,
+    );
+
     /// out[i] = weight x[i], never rounded: logits.
     fn logits(&mut self, rows: usize, weight: &Self::Linear, x: &Self::Buffer, out: &mut Self::Buffer);
+
+    /// Appends the index of the largest number of each row; of equals the lowest.
+    fn largest(&mut self, rows: usize, x: &Self::Buffer, indices: &mut Vec<u32>);
 
     /// The first `rows` rows of a buffer on the host; empty where nothing was computed (trace).
     fn read<'a>(&'a mut self, rows: usize, buffer: &'a Self::Buffer) -> &'a [f32];

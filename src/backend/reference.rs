@@ -1,7 +1,7 @@
 //! The obviously right interpreter: every operation is its plain scalar loop from `ops`, on one thread.
 
 use super::{
-    Backend, BlockCopy, Heads, Precision, StatePlan, StepInputs,
+    Backend, BlockCopy, Heads, Hidden, Precision, StatePlan, StepInputs,
     host::{Buffer, Routes, State},
 };
 use crate::model::config::{Attention, Mamba, Moe};
@@ -227,8 +227,20 @@ impl Backend for Reference {
         }
     }
 
+    fn keep_hidden(&mut self, inputs: &StepInputs, x: &Buffer, state: &mut State) {
+        state.keep_hidden(inputs, x);
+    }
+
+    fn hidden(&mut self, hidden: &[Hidden], x: &Buffer, drafted: &Buffer, state: &State, out: &mut Buffer) {
+        state.hidden(hidden, x, drafted, out);
+    }
+
     fn logits(&mut self, rows: usize, weight: &Linear, x: &Buffer, out: &mut Buffer) {
         self.product(rows, weight, x, out, Epilogue::Store);
+    }
+
+    fn largest(&mut self, rows: usize, x: &Buffer, indices: &mut Vec<u32>) {
+        x.largest(rows, indices);
     }
 
     fn read<'a>(&'a mut self, rows: usize, buffer: &'a Buffer) -> &'a [f32] {

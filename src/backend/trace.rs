@@ -1,7 +1,7 @@
 //! The interpreter that computes nothing: it writes down each operation with its shape and its bytes.
 //! `plan`, the benches and the snapshot tests read the step of a model from it, without the weights.
 
-use super::{Backend, BlockCopy, Heads, StatePlan, StepInputs};
+use super::{Backend, BlockCopy, Heads, Hidden, StatePlan, StepInputs};
 use crate::model::config::{Attention, Mamba, Moe};
 use crate::ops::{self, Cost, attention::Pages, linear::Epilogue};
 use crate::weights::Linear;
@@ -182,8 +182,26 @@ impl Backend for Trace {
         self.note("gather", format!("[{}, {x}]", rows.len()), cost);
     }
 
+    fn keep_hidden(&mut self, inputs: &StepInputs, x: &usize, _: &mut usize) {
+        let rows = inputs.saves.len();
+        let cost =
+            Cost { state: (rows * x * 4) as u64, activations: (rows * x * 4) as u64, ..Cost::default() };
+        self.note("keep_hidden", format!("[{rows}, {x}]"), cost);
+    }
+
+    fn hidden(&mut self, hidden: &[Hidden], x: &usize, _: &usize, _: &usize, _: &mut usize) {
+        let cost = Cost { activations: (hidden.len() * x * 8) as u64, ..Cost::default() };
+        self.note("hidden", format!("[{}, {x}]", hidden.len()), cost);
+    }
+
     fn logits(&mut self, rows: usize, weight: &Linear, _: &usize, _: &mut usize) {
         self.note("logits", arrow(rows, weight), ops::linear::cost(rows, weight));
+    }
+
+    fn largest(&mut self, rows: usize, x: &usize, indices: &mut Vec<u32>) {
+        indices.resize(indices.len() + rows, 0);
+        let cost = Cost { activations: (rows * x * 4) as u64, ..Cost::default() };
+        self.note("largest", format!("[{rows}, {x}]"), cost);
     }
 
     fn read<'a>(&'a mut self, _: usize, _: &'a usize) -> &'a [f32] {

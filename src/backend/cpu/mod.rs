@@ -14,7 +14,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::{
-    Backend, BlockCopy, Heads, Precision, StatePlan, StepInputs,
+    Backend, BlockCopy, Heads, Hidden, Precision, StatePlan, StepInputs,
     host::{Buffer, Routes, State},
 };
 use crate::model::config::{Attention, Mamba, Moe};
@@ -498,8 +498,20 @@ impl Backend for Cpu {
         }
     }
 
+    fn keep_hidden(&mut self, inputs: &StepInputs, x: &Buffer, state: &mut State) {
+        state.keep_hidden(inputs, x);
+    }
+
+    fn hidden(&mut self, hidden: &[Hidden], x: &Buffer, drafted: &Buffer, state: &State, out: &mut Buffer) {
+        state.hidden(hidden, x, drafted, out);
+    }
+
     fn logits(&mut self, rows: usize, weight: &Linear, x: &Buffer, out: &mut Buffer) {
         self.product(Tokens::all(x.rows(rows), rows), weight, out, Epilogue::Store, false);
+    }
+
+    fn largest(&mut self, rows: usize, x: &Buffer, indices: &mut Vec<u32>) {
+        x.largest(rows, indices);
     }
 
     fn read<'a>(&'a mut self, rows: usize, buffer: &'a Buffer) -> &'a [f32] {
