@@ -2,8 +2,8 @@
 
 use half::bf16;
 
-use super::{Precision, StatePlan};
-use crate::ops::attention::Pages;
+use super::{BlockCopy, Hidden, Precision, StatePlan, StepInputs};
+use crate::ops::{attention::Pages, lanes::Lanes};
 
 /// `[rows, width]` f32, row-major.
 pub struct Buffer {
@@ -26,6 +26,19 @@ impl Buffer {
 
     pub fn row(&self, index: usize) -> &[f32] {
         &self.data[index * self.width..][..self.width]
+    }
+
+    /// Appends the index of the largest number of each row; of equals the lowest.
+    pub fn largest(&self, rows: usize, indices: &mut Vec<u32>) {
+        indices.extend(self.rows(rows).chunks_exact(self.width).map(|row| {
+            let mut best = 0;
+            for (i, &value) in row.iter().enumerate() {
+                if value > row[best] {
+                    best = i;
+                }
+            }
+            best as u32
+        }));
     }
 
     pub fn row_mut(&mut self, index: usize) -> &mut [f32] {
@@ -52,10 +65,15 @@ pub struct State {
     pub conv: Vec<Box<[f32]>>,
     /// Per Mamba layer `[slots, H, P, N]`.
     pub ssm: Vec<Box<[f32]>>,
+    /// Per Mamba layer.
+    pub lanes: Vec<Lanes>,
     /// Per attention layer `[blocks, kv, block_len, D]`.
     pub keys: Vec<Box<[f32]>>,
     pub values: Vec<Box<[f32]>>,
+    /// [places, h]: what checkpoints keep for the drafter.
+    pub hidden: Buffer,
     pub block_len: usize,
+    pub blocks: usize,
 }
 
 impl State {
@@ -69,9 +87,39 @@ impl State {
                 .map(|m| zeros(plan.slots * (m.conv_kernel - 1) * m.conv_channels()))
                 .collect(),
             ssm: plan.mamba.iter().map(|m| zeros(plan.slots * m.inner() * m.state_size)).collect(),
+            lanes: plan.mamba.iter().map(|m| Lanes::new(m, plan.lanes, plan.drafts)).collect(),
             keys: plan.attention.iter().map(|a| zeros(pages(a))).collect(),
             values: plan.attention.iter().map(|a| zeros(pages(a))).collect(),
+            hidden: Buffer::new(plan.slots, plan.hidden),
             block_len: plan.block_len,
+            blocks: plan.blocks,
+        }
+    }
+
+    pub fn keep_hidden(&mut self, inputs: &StepInputs, x: &Buffer) {
+        for save in &inputs.saves {
+            let row = inputs.sequences[save.sequence as usize].first + save.after - 1;
+            self.hidden.row_mut(save.to as usize).copy_from_slice(x.row(row as usize));
+        }
+    }
+
+    pub fn hidden(&self, hidden: &[Hidden], x: &Buffer, drafted: &Buffer, out: &mut Buffer) {
+        for (i, &hidden) in hidden.iter().enumerate() {
+            out.row_mut(i).copy_from_slice(match hidden {
+                Hidden::Step(row) => x.row(row as usize),
+                Hidden::Saved(place) => self.hidden.row(place as usize),
+                Hidden::Draft(row) => drafted.row(row as usize),
+            });
+        }
+    }
+
+    pub fn copy_blocks(&mut self, copies: &[BlockCopy]) {
+        for pages in self.keys.iter_mut().chain(&mut self.values) {
+            let size = pages.len() / self.blocks.max(1);
+            for copy in copies {
+                let from = copy.from as usize * size;
+                pages.copy_within(from..from + size, copy.to as usize * size);
+            }
         }
     }
 }

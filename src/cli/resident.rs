@@ -185,12 +185,6 @@ impl Resident {
         Ok(loaded.fields)
     }
 
-    /// The model on the CPU, with its drafter in reach.
-    pub fn cpu_model(&self, compute: &Compute, limits: Limits) -> anyhow::Result<Model<Cpu>> {
-        let fields = self.fields(&|_| {})?;
-        Ok(Model::new(self.cpu(compute)?, self.config.clone(), fields, limits)?)
-    }
-
     fn cpu(&self, compute: &Compute) -> anyhow::Result<Cpu> {
         Ok(Cpu::new(compute.precision(), compute.threads())?)
     }

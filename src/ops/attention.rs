@@ -49,7 +49,7 @@ pub fn reference(
     let &Attention { heads, kv_heads, head_dim: dim } = shape;
     let scale = 1.0 / (dim as f64).sqrt();
     for sequence in &inputs.sequences {
-        let blocks = &inputs.blocks[sequence.first_block as usize..][..sequence.block_count as usize];
+        let blocks = inputs.blocks_of(sequence);
         for i in 0..sequence.count as usize {
             let token = sequence.first as usize + i;
             for head in 0..kv_heads {
@@ -62,11 +62,12 @@ pub fn reference(
         }
         for i in 0..sequence.count as usize {
             let token = sequence.first as usize + i;
-            let visible = sequence.past as usize + i + 1;
+            let visible = sequence.visible_from as usize..sequence.past as usize + i + 1;
             for head in 0..heads {
                 let kv_head = head / (heads / kv_heads);
                 let query = &q[(token * heads + head) * dim..][..dim];
-                let mut scores: Vec<f64> = (0..visible)
+                let mut scores: Vec<f64> = visible
+                    .clone()
                     .map(|position| {
                         let key = &keys[pages.offset(blocks, position, kv_head)..][..dim];
                         let dot =
@@ -78,8 +79,10 @@ pub fn reference(
                 scores.iter_mut().for_each(|s| *s = (*s - max).exp());
                 let total = scores.iter().sum::<f64>();
                 for j in 0..dim {
-                    let sum = (0..visible)
-                        .map(|p| scores[p] * f64::from(values[pages.offset(blocks, p, kv_head) + j]))
+                    let sum = visible
+                        .clone()
+                        .zip(&scores)
+                        .map(|(p, score)| score * f64::from(values[pages.offset(blocks, p, kv_head) + j]))
                         .sum::<f64>();
                     out[(token * heads + head) * dim + j] = (sum / total) as f32;
                 }
@@ -93,7 +96,7 @@ pub fn cost(shape: &Attention, inputs: &StepInputs, element: usize) -> Cost {
     let width = shape.kv_heads * shape.head_dim;
     let mut cost = Cost::default();
     for s in &inputs.sequences {
-        let (past, count) = (s.past as usize, s.count as usize);
+        let (past, count) = ((s.past - s.visible_from) as usize, s.count as usize);
         cost.state += (2 * width * (past + 2 * count) * element) as u64;
         cost.activations += (count * (2 * shape.heads * shape.head_dim + 2 * width) * 4) as u64;
         let pairs = count * past + count * (count + 1) / 2;

@@ -8,6 +8,7 @@ pub mod conv;
 pub mod embed;
 pub mod experts;
 pub mod gated_norm;
+pub mod lanes;
 pub mod linear;
 pub mod rms_norm;
 pub mod route;

@@ -167,6 +167,23 @@ pub fn reduce(mut lanes: [f32; 16]) -> f32 {
     lanes[0]
 }
 
+/// a · b in 16 running sums.
+#[inline(always)]
+pub fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let (mut left, mut right) = (a.chunks_exact(16), b.chunks_exact(16));
+    for (a, b) in left.by_ref().zip(right.by_ref()) {
+        for l in 0..16 {
+            lanes[l] = fma::<FMA>(a[l], b[l], lanes[l]);
+        }
+    }
+    let mut sum = reduce(lanes);
+    for (&a, &b) in left.remainder().iter().zip(right.remainder()) {
+        sum = fma::<FMA>(a, b, sum);
+    }
+    sum
+}
+
 /// Rows of tokens that share one product: token i's operand is row `index(i)` of `x`, its result row
 /// `index_out(i)` of the output.
 #[derive(Clone, Copy)]
