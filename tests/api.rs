@@ -156,10 +156,11 @@ async fn read(response: Response) -> (StatusCode, String) {
     (status, String::from_utf8(bytes.to_vec()).expect("UTF-8"))
 }
 
-/// Names and times become constants.
+/// Names become constants, times go.
 fn redact(mut value: Value) -> Value {
     match &mut value {
         Value::Object(map) => {
+            map.shift_remove("timings");
             for (key, value) in map.iter_mut() {
                 match (key.as_str(), &*value) {
                     ("id", Value::String(id)) if id.starts_with("call_") => *value = json!("[call]"),
@@ -591,6 +592,33 @@ async fn a_client_that_goes_away_frees_its_place() {
         }
         assert!(Instant::now() < give_up, "{page}");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_last_word_of_an_answer_says_how_long_it_took() {
+    let server = Server::answering("</think>one two three").await;
+    let check = |timings: &Value, usage: &Value| {
+        assert_eq!(timings["predicted_n"], usage["completion_tokens"], "{timings}");
+        assert_eq!(timings["prompt_n"], usage["prompt_tokens"], "{timings}");
+        assert!(["queue_ms", "prompt_ms", "predicted_ms"].iter().all(|name| timings[name].is_f64()));
+    };
+    for extra in [json!({}), json!({"stop": [" two"]}), json!({"n": 2, "temperature": 1})] {
+        let (_, plain) = server.post(CHAT, &chat(extra.clone())).await;
+        let plain: Value = serde_json::from_str(&plain).expect("JSON");
+        check(&plain["timings"], &plain["usage"]);
+        for include_usage in [false, true] {
+            let mut body = chat(extra.clone());
+            body["stream"] = json!(true);
+            body["stream_options"] = json!({"include_usage": include_usage});
+            let (_, events) = server.post(CHAT, &body).await;
+            let data = events.lines().filter_map(|line| line.strip_prefix("data: {"));
+            let events: Vec<Value> =
+                data.map(|rest| serde_json::from_str(&format!("{{{rest}")).expect("JSON")).collect();
+            let (last, before) = events.split_last().expect("events");
+            check(&last["timings"], &plain["usage"]);
+            assert!(before.iter().all(|event| event.get("timings").is_none()), "{before:?}");
+        }
     }
 }
 

@@ -334,6 +334,16 @@ impl RequestMeter {
         self.generated += 1;
     }
 
+    /// Queue and prefill as the engine told, decoding as it was seen here; without drafts, of which the engine tells
+    /// only those that it ends itself.
+    pub fn timings(&self) -> Timings {
+        let decode = match (self.first_token, self.last_token) {
+            (Some(first), Some(last)) => last - first,
+            _ => Duration::ZERO,
+        };
+        Timings { decode, ..self.timings.unwrap_or_default() }
+    }
+
     pub fn ended(&mut self, ending: Ending) {
         if std::mem::replace(&mut self.ended, true) {
             return;

@@ -35,6 +35,7 @@ mod state;
 mod throughput;
 mod tokenize;
 mod types;
+mod usage;
 
 pub use body::read_object;
 pub use cors::CorsOptions;
