@@ -27,7 +27,7 @@ pub async fn create(
     Extension(request_id): Extension<RequestId>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let resident = app.ready()?;
+    let resident = app.ready(&body.map)?;
     let request = ChatRequest::read(&body.map, app.rules(resident))?;
     let common = request.common;
     let prompt = fit(render(resident, request.chat).await?, &common, resident.model.max_model_len)?;

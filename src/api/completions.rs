@@ -22,7 +22,7 @@ pub async fn create(
     Extension(request_id): Extension<RequestId>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let resident = app.ready()?;
+    let resident = app.ready(&body.map)?;
     let request = CompletionRequest::read(&body.map, app.rules(resident))?;
     let common = request.common;
     let mut prompts = Vec::with_capacity(request.prompts.len());

@@ -5,7 +5,7 @@
 //! and their updates interleave as they come. Dropping the [`Generation`] cancels all of them.
 
 use super::error::ApiError;
-use super::metrics::{Ending, RequestMeter};
+use super::meter::{Ending, RequestMeter};
 use super::state::{App, Resident};
 use super::types::Common;
 use super::usage::Usage;
@@ -229,8 +229,8 @@ impl Choice {
         let mut stop_ids: Vec<u32> = checkpoint.iter().chain(own).copied().collect();
         stop_ids.sort_unstable();
         stop_ids.dedup();
-        let meter =
-            RequestMeter::new(app.metrics.clone(), arrived, input.prompt.len(), common.max_tokens, common.n);
+        let metrics = app.metrics.model(resident.index).clone();
+        let meter = RequestMeter::new(metrics, arrived, input.prompt.len(), common.max_tokens, common.n);
         let request = Request {
             min_tokens,
             stop_ids: stop_ids.clone(),
@@ -411,7 +411,6 @@ mod tests {
     use super::*;
     use crate::api::metrics::Metrics;
     use crate::text::{Text, TextFiles};
-    use std::sync::Arc;
 
     fn choice(index: usize, counts_prompt: bool) -> Choice {
         let text = Text::load(TextFiles {
@@ -438,7 +437,7 @@ mod tests {
             generated: 0,
             reasoning_tokens: 0,
             counts_prompt,
-            meter: RequestMeter::new(Arc::new(Metrics::new("tiny")), Instant::now(), 100, None, 1),
+            meter: RequestMeter::new(Metrics::new(&["tiny"]).model(0).clone(), Instant::now(), 100, None, 1),
             stopped: None,
             ended: false,
         }
