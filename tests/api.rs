@@ -69,6 +69,10 @@ fn text() -> Text {
     .expect("the tiny model's own files")
 }
 
+fn names() -> Vec<String> {
+    vec!["nvidia/tiny".into(), "tiny".into()]
+}
+
 /// A server whose model answers `script`.
 struct Server {
     app: Arc<App>,
@@ -76,7 +80,7 @@ struct Server {
 
 impl Server {
     async fn answering(script: &str) -> Self {
-        Self::start(script, Duration::ZERO, Options::new(vec!["nvidia/tiny".into(), "tiny".into()])).await
+        Self::start(script, Duration::ZERO, Options::new(names())).await
     }
 
     async fn start(script: &str, pace: Duration, options: Options) -> Self {
@@ -97,10 +101,11 @@ impl Server {
         engine.loaded().await;
         let app = App::new(options);
         app.set_resident(api::Resident {
+            index: 0,
             text: Arc::new(text),
             engine,
             model: Arc::new(ModelInfo {
-                served_names: vec!["nvidia/tiny".into(), "tiny".into()],
+                served_names: names(),
                 root: "tiny".into(),
                 created: 1,
                 max_model_len: CONTEXT,
@@ -156,10 +161,11 @@ async fn read(response: Response) -> (StatusCode, String) {
     (status, String::from_utf8(bytes.to_vec()).expect("UTF-8"))
 }
 
-/// Names and times become constants.
+/// Names become constants, times go.
 fn redact(mut value: Value) -> Value {
     match &mut value {
         Value::Object(map) => {
+            map.shift_remove("timings");
             for (key, value) in map.iter_mut() {
                 match (key.as_str(), &*value) {
                     ("id", Value::String(id)) if id.starts_with("call_") => *value = json!("[call]"),
@@ -571,7 +577,7 @@ async fn every_series_is_there_from_the_start_and_counts() {
 #[tokio::test]
 async fn a_client_that_goes_away_frees_its_place() {
     let script = "word ".repeat(400);
-    let options = Options::new(vec!["nvidia/tiny".into()]);
+    let options = Options::new(names());
     let server = Server::start(&script, Duration::from_millis(5), options).await;
     let abort = "finished_reason=\"abort\",model_name=\"nvidia/tiny\"} ";
     // Streaming: the body is dropped. Not streaming: the handler is.
@@ -595,10 +601,37 @@ async fn a_client_that_goes_away_frees_its_place() {
 }
 
 #[tokio::test]
+async fn the_last_word_of_an_answer_says_how_long_it_took() {
+    let server = Server::answering("</think>one two three").await;
+    let check = |timings: &Value, usage: &Value| {
+        assert_eq!(timings["predicted_n"], usage["completion_tokens"], "{timings}");
+        assert_eq!(timings["prompt_n"], usage["prompt_tokens"], "{timings}");
+        assert!(["queue_ms", "prompt_ms", "predicted_ms"].iter().all(|name| timings[name].is_f64()));
+    };
+    for extra in [json!({}), json!({"stop": [" two"]}), json!({"n": 2, "temperature": 1})] {
+        let (_, plain) = server.post(CHAT, &chat(extra.clone())).await;
+        let plain: Value = serde_json::from_str(&plain).expect("JSON");
+        check(&plain["timings"], &plain["usage"]);
+        for include_usage in [false, true] {
+            let mut body = chat(extra.clone());
+            body["stream"] = json!(true);
+            body["stream_options"] = json!({"include_usage": include_usage});
+            let (_, events) = server.post(CHAT, &body).await;
+            let data = events.lines().filter_map(|line| line.strip_prefix("data: {"));
+            let events: Vec<Value> =
+                data.map(|rest| serde_json::from_str(&format!("{{{rest}")).expect("JSON")).collect();
+            let (last, before) = events.split_last().expect("events");
+            check(&last["timings"], &plain["usage"]);
+            assert!(before.iter().all(|event| event.get("timings").is_none()), "{before:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn too_many_are_told_to_come_again() {
-    let options = Options::new(vec!["nvidia/tiny".into()]);
+    let options = Options::new(names());
     let server = Server::start("x", Duration::from_millis(5), options).await;
-    let engine = &server.app.resident().expect("a model").engine;
+    let engine = &server.app.resident(0).expect("a model").engine;
     // As full as a thousand clients would make it.
     engine.stats().waiting.store(1024, std::sync::atomic::Ordering::Relaxed);
     let response = server.call(post(CHAT, chat(json!({})).to_string())).await;
@@ -624,12 +657,12 @@ async fn a_class_in_the_header_is_read_like_the_field() {
 
 #[tokio::test]
 async fn at_the_end_open_streams_are_told() {
-    let options = Options::new(vec!["nvidia/tiny".into()]);
+    let options = Options::new(names());
     let server = Server::start(&"word ".repeat(400), Duration::from_millis(5), options).await;
     let response = server.call(post(CHAT, chat(json!({"stream": true})).to_string())).await;
     server.app.set_draining();
     assert_eq!(server.get("/health").await.0, StatusCode::SERVICE_UNAVAILABLE);
-    let engine = server.app.resident().expect("a model").engine.clone();
+    let engine = server.app.resident(0).expect("a model").engine.clone();
     engine.shutdown(Duration::from_millis(50)).await;
     let (_, events) = read(response).await;
     let tail: Vec<&str> = events.lines().filter(|line| !line.is_empty()).rev().take(2).collect();

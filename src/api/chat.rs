@@ -8,11 +8,12 @@
 use super::body::JsonBody;
 use super::envelope::{Envelope, TokenView, fingerprint};
 use super::error::ApiError;
-use super::generate::{Finished, Generation, Input, Token, Update, UpdateEvent, Usage, fit};
+use super::generate::{Finished, Generation, Input, Token, Update, UpdateEvent, fit};
 use super::request_id::RequestId;
 use super::sse::{self, Frames};
 use super::state::{App, Resident};
 use super::types::{ChatRequest, Common, StreamOptions};
+use super::usage::Usage;
 use crate::text::{Chat, Delta, Mode};
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
@@ -26,7 +27,7 @@ pub async fn create(
     Extension(request_id): Extension<RequestId>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let resident = app.ready()?;
+    let resident = app.ready(&body.map)?;
     let request = ChatRequest::read(&body.map, app.rules(resident))?;
     let common = request.common;
     let prompt = fit(render(resident, request.chat).await?, &common, resident.model.max_model_len)?;
@@ -212,9 +213,15 @@ struct ChatFrames {
 }
 
 impl Frames for ChatFrames {
-    fn frames(&mut self, update: Update, usage: Usage) -> Vec<Value> {
+    fn frames(&mut self, update: Update, usage: Usage, is_last: bool) -> Vec<Value> {
         let chunks = self.reader.chunks(update, &self.prompt);
-        chunks.into_iter().filter_map(|chunk| self.frame(chunk, usage)).collect()
+        let mut frames: Vec<Value> =
+            chunks.into_iter().filter_map(|chunk| self.frame(chunk, usage)).collect();
+        // Where a frame with the usage follows, that one is the last.
+        if let Some(last) = frames.last_mut().filter(|_| is_last && !self.options.include_usage) {
+            last["timings"] = usage.timings_json();
+        }
+        frames
     }
 
     fn closing(&mut self, usage: Usage) -> Option<Value> {
@@ -222,6 +229,7 @@ impl Frames for ChatFrames {
             let mut frame = self.head();
             frame.insert("choices".into(), json!([]));
             frame.insert("usage".into(), usage.to_json());
+            frame.insert("timings".into(), usage.timings_json());
             Value::Object(frame)
         })
     }
@@ -401,6 +409,7 @@ impl Collected {
         answer.insert("service_tier".into(), Value::Null);
         answer.insert("system_fingerprint".into(), json!(self.fingerprint));
         answer.insert("usage".into(), usage.to_json());
+        answer.insert("timings".into(), usage.timings_json());
         answer.insert("prompt_logprobs".into(), self.prompt_logprobs);
         if self.return_ids {
             answer.insert("prompt_token_ids".into(), json!(self.prompt));

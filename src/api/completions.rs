@@ -3,11 +3,12 @@
 use super::body::JsonBody;
 use super::envelope::{Envelope, TokenView, fingerprint, finite};
 use super::error::ApiError;
-use super::generate::{Generation, Input, Update, UpdateEvent, Usage, fit};
+use super::generate::{Generation, Input, Update, UpdateEvent, fit};
 use super::request_id::RequestId;
 use super::sse::{self, Frames};
 use super::state::{App, Resident};
 use super::types::{CompletionRequest, Prompt, StreamOptions};
+use super::usage::Usage;
 use crate::engine::TokenLogprobs;
 use crate::text::{Delta, Mode};
 use axum::extract::{Extension, State};
@@ -21,7 +22,7 @@ pub async fn create(
     Extension(request_id): Extension<RequestId>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let resident = app.ready()?;
+    let resident = app.ready(&body.map)?;
     let request = CompletionRequest::read(&body.map, app.rules(resident))?;
     let common = request.common;
     let mut prompts = Vec::with_capacity(request.prompts.len());
@@ -267,7 +268,7 @@ struct CompletionFrames {
 }
 
 impl Frames for CompletionFrames {
-    fn frames(&mut self, update: Update, usage: Usage) -> Vec<Value> {
+    fn frames(&mut self, update: Update, usage: Usage, is_last: bool) -> Vec<Value> {
         let Some(chunk) = self.writer.chunk(update) else { return Vec::new() };
         if chunk.text.is_empty() && chunk.end.is_none() {
             return Vec::new();
@@ -277,6 +278,10 @@ impl Frames for CompletionFrames {
         if self.options.continuous_usage {
             frame.insert("usage".into(), usage.to_json());
         }
+        // Where a frame with the usage follows, that one is the last.
+        if is_last && !self.options.include_usage {
+            frame.insert("timings".into(), usage.timings_json());
+        }
         vec![Value::Object(frame)]
     }
 
@@ -285,6 +290,7 @@ impl Frames for CompletionFrames {
             let mut frame = self.writer.head();
             frame.insert("choices".into(), json!([]));
             frame.insert("usage".into(), usage.to_json());
+            frame.insert("timings".into(), usage.timings_json());
             Value::Object(frame)
         })
     }
@@ -328,5 +334,6 @@ async fn collect(
     let mut answer = writer.head();
     answer.insert("choices".into(), Value::Array(choices));
     answer.insert("usage".into(), generation.usage().to_json());
+    answer.insert("timings".into(), generation.usage().timings_json());
     Ok(axum::Json(Value::Object(answer)))
 }

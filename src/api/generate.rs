@@ -5,10 +5,11 @@
 //! and their updates interleave as they come. Dropping the [`Generation`] cancels all of them.
 
 use super::error::ApiError;
-use super::metrics::{Ending, RequestMeter};
+use super::meter::{Ending, RequestMeter};
 use super::state::{App, Resident};
 use super::types::Common;
-use crate::engine::{Event, Failure, Finish, Request, RequestStream, SubmitError, TokenLogprobs};
+use super::usage::Usage;
+use crate::engine::{Event, Failure, Finish, Request, RequestStream, SubmitError, Timings, TokenLogprobs};
 use crate::text::{Decoder, DecoderOptions, Delta, Mode};
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 use serde_json::{Value, json};
@@ -77,32 +78,12 @@ impl Finished {
     }
 }
 
-/// Tokens spent, over all choices so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Each prompt once, however many answers it gets.
-    pub prompt_tokens: usize,
-    pub cached_tokens: usize,
-    pub completion_tokens: usize,
-    pub reasoning_tokens: usize,
-}
-
-impl Usage {
-    pub fn to_json(self) -> Value {
-        json!({
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
-        })
-    }
-}
-
 /// All choices of one HTTP request, under way.
 pub struct Generation {
     choices: SelectAll<BoxStream<'static, Result<Counted, ApiError>>>,
     usage: Usage,
+    /// Choices that have not ended.
+    open: usize,
     failed: bool,
 }
 
@@ -136,7 +117,8 @@ impl Generation {
                 choices.push(choice.into_stream().boxed());
             }
         }
-        Ok(Self { choices, usage, failed: false })
+        let open = choices.len();
+        Ok(Self { choices, usage, open, failed: false })
     }
 
     /// The next update of any choice; `None` when all have ended. An error ends the whole request.
@@ -146,9 +128,8 @@ impl Generation {
         }
         match self.choices.next().await? {
             Ok(Counted { update, usage }) => {
-                self.usage.cached_tokens += usage.cached_tokens;
-                self.usage.completion_tokens += usage.completion_tokens;
-                self.usage.reasoning_tokens += usage.reasoning_tokens;
+                self.usage.add(usage);
+                self.open -= usize::from(matches!(update.event, UpdateEvent::Ended { .. }));
                 Some(Ok(update))
             }
             Err(error) => {
@@ -161,6 +142,11 @@ impl Generation {
 
     pub fn usage(&self) -> Usage {
         self.usage
+    }
+
+    /// Every choice has ended: the usage is final.
+    pub fn is_complete(&self) -> bool {
+        self.open == 0
     }
 }
 
@@ -243,8 +229,8 @@ impl Choice {
         let mut stop_ids: Vec<u32> = checkpoint.iter().chain(own).copied().collect();
         stop_ids.sort_unstable();
         stop_ids.dedup();
-        let meter =
-            RequestMeter::new(app.metrics.clone(), arrived, input.prompt.len(), common.max_tokens, common.n);
+        let metrics = app.metrics.model(resident.index).clone();
+        let meter = RequestMeter::new(metrics, arrived, input.prompt.len(), common.max_tokens, common.n);
         let request = Request {
             min_tokens,
             stop_ids: stop_ids.clone(),
@@ -302,10 +288,16 @@ impl Choice {
             return None;
         }
         if let Some(finish) = self.stopped.take() {
-            return Some(Ok(self.end(finish)));
+            // The engine's last word was at the start; what came after is known here.
+            let timings = self.meter.timings();
+            return Some(Ok(self.end(finish, timings)));
         }
-        let stream = self.stream.as_mut()?;
-        match stream.next().await? {
+        let event = self.stream.as_mut()?.next().await?;
+        Some(self.take(event))
+    }
+
+    fn take(&mut self, event: Event) -> Result<Counted, ApiError> {
+        match event {
             Event::Started { cached_tokens, prompt_logprobs, timings } => {
                 self.meter.started(cached_tokens, timings);
                 if self.max_tokens == 0 {
@@ -313,22 +305,22 @@ impl Choice {
                 }
                 let cached_tokens = if self.counts_prompt { cached_tokens } else { 0 };
                 let usage = Usage { cached_tokens, ..Usage::default() };
-                Some(Ok(self.counted(UpdateEvent::Started { prompt_logprobs }, usage)))
+                Ok(self.counted(UpdateEvent::Started { prompt_logprobs }, usage))
             }
-            Event::Token { id, logprobs } => Some(Ok(self.token(Token { id, logprobs }))),
-            Event::Finished { finish, .. } => {
+            Event::Token { id, logprobs } => Ok(self.token(Token { id, logprobs })),
+            Event::Finished { finish, timings } => {
                 let finish = match finish {
                     Finish::Length => Finished::Length,
                     Finish::Stop { id } if self.own_stop_ids.contains(&id) => Finished::StopId(id),
                     Finish::Stop { .. } => Finished::Eos,
                 };
-                Some(Ok(self.end(finish)))
+                Ok(self.end(finish, timings))
             }
             Event::Failed(failure) => {
                 self.ended = true;
                 self.stream = None;
                 self.meter.ended(Ending::Error);
-                Some(Err(failed(failure)))
+                Err(failed(failure))
             }
         }
     }
@@ -367,7 +359,7 @@ impl Choice {
         self.stream = None;
     }
 
-    fn end(&mut self, finish: Finished) -> Counted {
+    fn end(&mut self, finish: Finished, timings: Timings) -> Counted {
         self.ended = true;
         self.stream = None;
         let mut deltas = Vec::new();
@@ -380,7 +372,8 @@ impl Choice {
         }
         self.meter.ended(if finish == Finished::Length { Ending::Length } else { Ending::Stop });
         let reasoning_became_content = self.decoder.reasoning_became_content();
-        self.counted(UpdateEvent::Ended { deltas, finish, reasoning_became_content }, Usage::default())
+        let usage = Usage { timings, ..Usage::default() };
+        self.counted(UpdateEvent::Ended { deltas, finish, reasoning_became_content }, usage)
     }
 
     fn counted(&self, event: UpdateEvent, usage: Usage) -> Counted {
@@ -410,5 +403,66 @@ fn failed(failure: Failure) -> ApiError {
         Failure::NothingAllowed => ApiError::malformed(format!("The generation ended: {failure}.")),
         Failure::ShuttingDown => ApiError::ShuttingDown,
         Failure::TimedOut => ApiError::TimedOut,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::metrics::Metrics;
+    use crate::text::{Text, TextFiles};
+
+    fn choice(index: usize, counts_prompt: bool) -> Choice {
+        let text = Text::load(TextFiles {
+            tokenizer_json: include_bytes!("../../models/tiny/tokenizer.json"),
+            tokenizer_config: None,
+            chat_template: None,
+        });
+        let decoder = text.expect("the tiny model's own file").decoder(DecoderOptions {
+            mode: Mode::Raw,
+            stop: Vec::new(),
+            include_stop: false,
+            skip_special: true,
+        });
+        Choice {
+            index,
+            stream: None,
+            decoder,
+            stop_ids: Vec::new(),
+            own_stop_ids: Vec::new(),
+            include_stop: false,
+            one_call: false,
+            max_tokens: 9,
+            min_tokens: 0,
+            generated: 0,
+            reasoning_tokens: 0,
+            counts_prompt,
+            meter: RequestMeter::new(Metrics::new(&["tiny"]).model(0).clone(), Instant::now(), 100, None, 1),
+            stopped: None,
+            ended: false,
+        }
+    }
+
+    /// The usage of two prompts with two answers each, when the engine found so much of each.
+    fn cached(found: [usize; 4]) -> usize {
+        let mut usage = Usage::default();
+        for (index, cached_tokens) in found.into_iter().enumerate() {
+            let mut choice = choice(index, index % 2 == 0);
+            let timings = Timings::default();
+            let started = Event::Started { cached_tokens, prompt_logprobs: None, timings };
+            let finished = Event::Finished { finish: Finish::Length, timings };
+            for event in [started, Event::Token { id: 20, logprobs: None }, finished] {
+                usage.add(choice.take(event).expect("no event is a failure").usage);
+            }
+        }
+        assert_eq!(usage.completion_tokens, 4);
+        usage.cached_tokens
+    }
+
+    #[test]
+    fn what_was_cached_of_a_prompt_counts_once_however_many_answers_it_gets() {
+        // The second answer of each pair finds what the first has just computed.
+        assert_eq!(cached([0, 100, 0, 100]), 0);
+        assert_eq!(cached([64, 100, 32, 100]), 96);
     }
 }

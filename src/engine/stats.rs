@@ -61,6 +61,9 @@ pub struct Stats {
     pub cache_checkpoints: AtomicU64,
     /// Gauge: KV blocks that the prefix cache holds, shared with sequences or not.
     pub cache_blocks: AtomicU64,
+    /// Gauge: what a state and a KV block cost; see [`Self::set_prices`].
+    pub state_bytes: AtomicU64,
+    pub block_bytes: AtomicU64,
     /// KV blocks copied, so that two sequences can go on differently.
     pub copied_blocks: AtomicU64,
     /// Drafts verified.
@@ -118,6 +121,8 @@ impl Default for Stats {
             timed_out: zero(),
             cache_checkpoints: zero(),
             cache_blocks: zero(),
+            state_bytes: zero(),
+            block_bytes: zero(),
             copied_blocks: zero(),
             drafts: zero(),
             drafted_tokens: zero(),
@@ -142,6 +147,12 @@ impl Stats {
     pub fn kv_usage(&self) -> f64 {
         let blocks = self.kv_blocks.load(Relaxed);
         if blocks == 0 { 0.0 } else { self.kv_blocks_used.load(Relaxed) as f64 / blocks as f64 }
+    }
+
+    /// Whoever planned the memory says what a state and a KV block cost, so that counts can be told in bytes.
+    pub fn set_prices(&self, state_bytes: u64, block_bytes: u64) {
+        self.state_bytes.store(state_bytes, Relaxed);
+        self.block_bytes.store(block_bytes, Relaxed);
     }
 
     /// How long the engine has had something to do without finishing a step; `None` when it is idle.

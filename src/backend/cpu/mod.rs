@@ -5,6 +5,7 @@
 
 mod attention;
 mod conv;
+mod nice;
 mod norms;
 pub mod simd;
 mod ssm;
@@ -75,11 +76,22 @@ impl Cpu {
         Self::with_isa(precision, threads, Isa::detect())
     }
 
+    /// As [`Cpu::new`] with threads that give way to others: they run `nice` steps below the priority of the
+    /// process. 0 asks for nothing; 19 is the most there is.
+    pub fn giving_way(precision: Precision, threads: usize, nice: i32) -> Result<Self, ThreadsError> {
+        Self::build(precision, threads, Isa::detect(), nice)
+    }
+
     /// As [`Cpu::new`] with a given instruction set, which must be among [`Isa::available`].
     pub fn with_isa(precision: Precision, threads: usize, isa: Isa) -> Result<Self, ThreadsError> {
+        Self::build(precision, threads, isa, 0)
+    }
+
+    fn build(precision: Precision, threads: usize, isa: Isa, nice: i32) -> Result<Self, ThreadsError> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("compute-{i}"))
+            .start_handler(move |_| nice::give_way(nice))
             .build()
             .map_err(|source| ThreadsError { threads, source })?;
         let scratch = (0..pool.current_num_threads()).map(|_| Scratch::default()).collect();
