@@ -10,13 +10,14 @@ use super::resident::{Resident, limits};
 use crate::api::{
     self, App, CorsOptions, Drain, ModelInfo, Options, RequestOptions, SamplingDefaults, log_throughput,
 };
-use crate::engine::{self, EngineConfig, Status};
+use crate::engine::{self, EngineConfig, Status, TraceWriter};
 use crate::model::Limits;
 use anyhow::{Context as _, bail};
 use args::Context;
 use serde_json::{Map, Value};
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
@@ -43,19 +44,34 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the runtime could not be started")?;
-    let result = runtime.block_on(serve(args, options));
+    let trace = args.trace_file.as_deref().map(start_trace).transpose()?;
+    let result = runtime.block_on(serve(args, options, trace.clone()));
     // A blocking task that still reads a checkpoint must not keep the process alive.
     runtime.shutdown_background();
+    if let Some(trace) = trace {
+        finish_trace(&trace);
+    }
     result
 }
 
-async fn serve(args: Args, options: Options) -> anyhow::Result<()> {
+async fn serve(args: Args, options: Options, trace: Option<TraceWriter>) -> anyhow::Result<()> {
     let listener = listen(&args).await?;
     let address = listener.local_addr()?;
     announce(address);
-    let app = App::new(options);
-    let (stop, stopped) = watch::channel(false);
+    let stop = watch::Sender::new(false);
     tokio::spawn(stop_on_signals(stop.clone()));
+    serve_on(listener, args, App::new(options), trace, stop).await
+}
+
+/// Loads the model behind a server that answers at once, and serves until `stop` is raised.
+pub async fn serve_on(
+    listener: TcpListener,
+    args: Args,
+    app: Arc<App>,
+    trace: Option<TraceWriter>,
+    stop: watch::Sender<bool>,
+) -> anyhow::Result<()> {
+    let stopped = stop.subscribe();
     if !args.disable_log_stats {
         tokio::spawn(log_throughput(app.clone()));
     }
@@ -63,7 +79,7 @@ async fn serve(args: Args, options: Options) -> anyhow::Result<()> {
     let server = tokio::spawn(api::serve(listener, app.clone(), drain));
 
     let outcome = tokio::select! {
-        loaded = load(args, app.clone()) => loaded,
+        loaded = load(args, app.clone(), trace) => loaded,
         // Asked to end while the model is still being read.
         () = raised(stopped.clone()) => Ok(None),
     };
@@ -86,7 +102,11 @@ async fn serve(args: Args, options: Options) -> anyhow::Result<()> {
 }
 
 /// Reads the checkpoint, then lets the engine load the weights; says when requests are taken.
-async fn load(args: Args, app: Arc<App>) -> anyhow::Result<Option<engine::Runner>> {
+async fn load(
+    args: Args,
+    app: Arc<App>,
+    trace: Option<TraceWriter>,
+) -> anyhow::Result<Option<engine::Runner>> {
     let started = Instant::now();
     let names = app.options.served_names.clone();
     let (args, described) =
@@ -108,6 +128,7 @@ async fn load(args: Args, app: Arc<App>) -> anyhow::Result<Option<engine::Runner
         queue_len: args.max_num_queued_reqs,
         max_sequences: sequences,
         context_len: model.max_model_len,
+        trace,
     };
     tracing::info!("Loading weights: {}", args.compute.describe());
     let compute = args.compute.clone();
@@ -227,7 +248,7 @@ fn log_defaults(model: &ModelInfo) {
 }
 
 /// Flags as the API room means them.
-fn options(args: &Args) -> anyhow::Result<Options> {
+pub fn options(args: &Args) -> anyhow::Result<Options> {
     let names = match args.served_model_name.as_slice() {
         [] => vec![args.model().to_owned()],
         names => names.to_vec(),
@@ -260,7 +281,7 @@ fn options(args: &Args) -> anyhow::Result<Options> {
 }
 
 /// Errors: the port is taken, or the address is not ours; both name it.
-async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
+pub async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
     let has_key = args.api_key.iter().any(|key| !key.is_empty());
     let default = if has_key { "0.0.0.0" } else { "127.0.0.1" };
     // A variable that is set to nothing is one that is not set.
@@ -352,6 +373,19 @@ fn watch_engine(app: Arc<App>, stop: watch::Sender<bool>) -> tokio::task::JoinHa
         tokio::time::sleep(DEATH_GRACE).await;
         stop.send_replace(true);
     })
+}
+
+fn start_trace(path: &Path) -> anyhow::Result<TraceWriter> {
+    TraceWriter::start(path).with_context(|| format!("--trace-file: {} cannot be written", path.display()))
+}
+
+fn finish_trace(trace: &TraceWriter) {
+    if let Err(error) = trace.finish() {
+        tracing::error!("The trace is not complete: {error}");
+    }
+    if trace.dropped() > 0 {
+        tracing::warn!("{} steps are missing from the trace: the disk was too slow", trace.dropped());
+    }
 }
 
 fn start_log(args: &Args) {

@@ -15,6 +15,7 @@ mod handle;
 mod run;
 mod sequence;
 mod stats;
+pub mod trace;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ pub use crate::sample::TokenLogprobs;
 pub use handle::{Handle, LoadProgress, RequestStream, Runner, SubmitError};
 pub use run::start;
 pub use stats::{Histogram, ITERATION_TOKENS_BOUNDS, Stats};
+pub use trace::TraceWriter;
 
 /// How one engine is run. What depends on the model (slots, blocks, tokens per step) is in its [`Limits`].
 #[derive(Debug, Clone)]
@@ -38,12 +40,20 @@ pub struct EngineConfig {
     pub max_sequences: usize,
     /// Prompt and output together, in tokens; the KV pool may allow less.
     pub context_len: usize,
+    /// Where its steps are recorded.
+    pub trace: Option<TraceWriter>,
 }
 
 impl Default for EngineConfig {
     /// 1024 waiting requests (the documented default of `--max-num-queued-reqs`), all that the model's limits allow.
     fn default() -> Self {
-        Self { name: "engine".into(), queue_len: 1024, max_sequences: usize::MAX, context_len: usize::MAX }
+        Self {
+            name: "engine".into(),
+            queue_len: 1024,
+            max_sequences: usize::MAX,
+            context_len: usize::MAX,
+            trace: None,
+        }
     }
 }
 
