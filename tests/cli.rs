@@ -138,6 +138,63 @@ fn bench_measures_and_says_so_in_json_and_in_a_table() {
     check_positive(&good_json(&[&prefill[..], &["--json"]].concat()));
 }
 
+/// The figures of `vllm bench serve` in a level of `bench serve --json`, for four requests.
+fn check_level(level: &Value, concurrency: u64) {
+    assert_eq!((&level["completed"], &level["failed"]), (&json!(4), &json!(0)), "{level}");
+    assert_eq!(level["max_concurrency"], json!(concurrency));
+    for name in [
+        "duration",
+        "total_input_tokens",
+        "total_output_tokens",
+        "request_throughput",
+        "request_goodput",
+        "output_throughput",
+        "total_token_throughput",
+        "max_output_tokens_per_s",
+        "max_concurrent_requests",
+    ] {
+        assert!(level[name].as_f64().is_some_and(|value| value > 0.0), "{name} in {level}");
+    }
+    for time in ["ttft", "tpot", "itl", "e2el"] {
+        for figure in ["mean", "median", "p99"] {
+            let value = level[format!("{figure}_{time}_ms")].as_f64();
+            assert!(value.is_some_and(|value| value > 0.0), "{figure} {time} in {level}");
+        }
+    }
+    assert!(level["max_concurrent_requests"].as_u64().is_some_and(|most| most <= concurrency), "{level}");
+}
+
+#[test]
+fn bench_serve_measures_a_server_of_its_own_level_by_level() {
+    let folder = tempfile::tempdir().unwrap();
+    let few = ["bench", "serve", "--num-prompts", "4", "--output-len", "8", "--goodput", "ttft:600000"];
+    let ladder = ["--max-concurrency", "1,2", "--json", "--save-result", "--save-detailed", "--result-dir"];
+    let place = folder.path().to_str().expect("a temporary path is UTF-8");
+    let report = good_json(&[&few[..], &ladder, &[place, "--result-filename", "r.json"]].concat());
+    let levels = report["levels"].as_array().expect("levels");
+    assert_eq!(levels.len(), 2);
+    levels.iter().zip([1, 2]).for_each(|(level, concurrency)| check_level(level, concurrency));
+    let saved = fs::read_to_string(folder.path().join("r-concurrency2.json")).expect("a file per level");
+    let saved: Value = serde_json::from_str(&saved).expect("valid JSON");
+    check_level(&saved, 2);
+    assert_eq!(saved["ttfts"].as_array().map(Vec::len), Some(4));
+
+    let random = ["--dataset-name", "random", "--random-input-len", "20", "--request-rate", "1000"];
+    let block = good(&[&few[..], &random, &["--random-output-len", "4"]].concat());
+    for line in ["Successful requests:                     4", "Total generated tokens:                  16"]
+    {
+        assert!(block.contains(line), "{block}");
+    }
+}
+
+#[test]
+fn bench_serve_says_who_does_not_answer() {
+    bad(&["bench", "serve", "--base-url", "http://127.0.0.1:9"], &["127.0.0.1:9", "ferrotron serve"]);
+    bad(&["bench", "serve", "--base-url", "https://x"], &["https://x", "http://"]);
+    bad(&["bench", "serve", "--dataset-name", "custom"], &["--dataset-path"]);
+    bad(&["bench", "serve", "--", "--no-such-flag"], &["--no-such-flag"]);
+}
+
 /// Every number of a report is one that was measured.
 fn check_positive(report: &Value) {
     for name in ["bandwidth_gb_per_s", "weights_bytes"] {

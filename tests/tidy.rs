@@ -17,8 +17,9 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates that stay in one room.
-const GUESTS: [(&str, &[&str]); 6] = [
+const GUESTS: [(&str, &[&str]); 7] = [
     ("axum", &["api", "cli"]),
+    ("hyper", &["cli"]),
     ("tokenizers", &["text"]),
     ("minijinja", &["text"]),
     ("safetensors", &["weights"]),

@@ -15,7 +15,7 @@ use crate::model::Network;
 use crate::text::{Answer, Chat, DecoderOptions, Fold, Message, Text, ToolCall};
 
 /// The prompts that ship with the tiny model, from families it was trained on but never seen in training.
-const HELDOUT: &str = include_str!("../../models/tiny/heldout.jsonl");
+pub const HELDOUT: &str = include_str!("../../models/tiny/heldout.jsonl");
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  ferrotron eval\n  ferrotron eval --model tiny-nvfp4 --show-wrong")]

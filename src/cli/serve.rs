@@ -13,13 +13,14 @@ use crate::api::{
     self, App, CorsOptions, Drain, ModelInfo, Options, RequestOptions, SamplingDefaults, log_throughput,
     watch_stalls,
 };
-use crate::engine::{self, Busy, EngineConfig, Status};
+use crate::engine::{self, Busy, EngineConfig, Status, TraceWriter};
 use anyhow::{Context as _, bail};
 use args::{Context, Served};
 use serde_json::{Map, Value};
 use sizes::{Sizes, Wish};
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
@@ -49,19 +50,40 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the runtime could not be started")?;
-    let result = runtime.block_on(serve(args, models, options));
+    let trace = args.trace_file.as_deref().map(start_trace).transpose()?;
+    let result = runtime.block_on(serve(args, models, options, trace.clone()));
     // A blocking task that still reads a checkpoint must not keep the process alive.
     runtime.shutdown_background();
+    if let Some(trace) = trace {
+        finish_trace(&trace);
+    }
     result
 }
 
-async fn serve(args: Args, models: Vec<Served>, options: Options) -> anyhow::Result<()> {
+async fn serve(
+    args: Args,
+    models: Vec<Served>,
+    options: Options,
+    trace: Option<TraceWriter>,
+) -> anyhow::Result<()> {
     let listener = listen(&args).await?;
     let address = listener.local_addr()?;
     announce(address);
-    let app = App::new(options);
-    let (stop, stopped) = watch::channel(false);
+    let stop = watch::Sender::new(false);
     tokio::spawn(stop_on_signals(stop.clone()));
+    serve_on(listener, args, models, App::new(options), trace, stop).await
+}
+
+/// Loads the models behind a server that answers at once, and serves until `stop` is raised.
+pub async fn serve_on(
+    listener: TcpListener,
+    args: Args,
+    models: Vec<Served>,
+    app: Arc<App>,
+    trace: Option<TraceWriter>,
+    stop: watch::Sender<bool>,
+) -> anyhow::Result<()> {
+    let stopped = stop.subscribe();
     tokio::spawn(watch_stalls(app.clone()));
     if !args.disable_log_stats {
         tokio::spawn(log_throughput(app.clone()));
@@ -70,7 +92,7 @@ async fn serve(args: Args, models: Vec<Served>, options: Options) -> anyhow::Res
     let server = tokio::spawn(api::serve(listener, app.clone(), drain));
 
     let outcome = tokio::select! {
-        loaded = load(args, models, app.clone()) => loaded,
+        loaded = load(args, models, app.clone(), trace) => loaded,
         // Asked to end while a model is still being read.
         () = raised(stopped.clone()) => return ended(server.await),
     };
@@ -134,7 +156,12 @@ async fn death(app: &App) -> String {
 
 /// Reads the checkpoints and divides the memory, then lets the engines load their weights one after the other, the
 /// front one first; says when all take requests.
-async fn load(args: Args, models: Vec<Served>, app: Arc<App>) -> anyhow::Result<()> {
+async fn load(
+    args: Args,
+    models: Vec<Served>,
+    app: Arc<App>,
+    trace: Option<TraceWriter>,
+) -> anyhow::Result<()> {
     let started = Instant::now();
     let (args, described, sizes) = tokio::task::spawn_blocking(move || {
         let models = models.iter().enumerate();
@@ -151,7 +178,8 @@ async fn load(args: Args, models: Vec<Served>, app: Arc<App>) -> anyhow::Result<
     let mut in_front = Vec::new();
     for (index, (described, sizes)) in described.into_iter().zip(sizes).enumerate() {
         let busy = Busy::default();
-        start(&args, &app, index, described, &sizes, busy.clone(), in_front.clone());
+        let place = Place { index, busy: busy.clone(), in_front: in_front.clone(), trace: trace.clone() };
+        start(&args, &app, described, &sizes, place);
         in_front.push(busy);
     }
     for resident in app.residents() {
@@ -165,16 +193,17 @@ async fn load(args: Args, models: Vec<Served>, app: Arc<App>) -> anyhow::Result<
     Ok(())
 }
 
-/// Starts the engine of one model, which waits until the one before it has loaded, and shows it to the routes.
-fn start(
-    args: &Args,
-    app: &App,
+/// Where an engine stands among those of the process.
+struct Place {
     index: usize,
-    described: Described,
-    sizes: &Sizes,
     busy: Busy,
     in_front: Vec<Busy>,
-) {
+    trace: Option<TraceWriter>,
+}
+
+/// Starts the engine of one model, which waits until the one before it has loaded, and shows it to the routes.
+fn start(args: &Args, app: &App, described: Described, sizes: &Sizes, place: Place) {
+    let Place { index, busy, in_front, trace } = place;
     let Described { resident, text, mut model } = described;
     model.max_model_len = sizes.context;
     log_defaults(&model);
@@ -190,6 +219,7 @@ fn start(
         block_bytes: bytes(sizes.block_bytes),
         busy,
         in_front,
+        trace,
     };
     let (compute, limits) = (args.compute.clone(), sizes.limits);
     let before = index.checked_sub(1).and_then(|before| app.resident(before)).map(|r| r.engine.clone());
@@ -326,7 +356,7 @@ fn log_defaults(model: &ModelInfo) {
 }
 
 /// Flags as the API room means them.
-fn options(args: &Args, models: &[Served]) -> anyhow::Result<Options> {
+pub fn options(args: &Args, models: &[Served]) -> anyhow::Result<Options> {
     let mut options = Options::new(Vec::new());
     options.models = models.iter().map(|served| served.names.clone()).collect();
     options.request = RequestOptions {
@@ -357,7 +387,7 @@ fn options(args: &Args, models: &[Served]) -> anyhow::Result<Options> {
 }
 
 /// Errors: the port is taken, or the address is not ours; both name it.
-async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
+pub async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
     let has_key = args.api_key.iter().any(|key| !key.is_empty());
     let default = if has_key { "0.0.0.0" } else { "127.0.0.1" };
     // A variable that is set to nothing is one that is not set.
@@ -433,6 +463,19 @@ impl Signals {
 async fn raised(mut flag: watch::Receiver<bool>) {
     if flag.wait_for(|raised| *raised).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+fn start_trace(path: &Path) -> anyhow::Result<TraceWriter> {
+    TraceWriter::start(path).with_context(|| format!("--trace-file: {} cannot be written", path.display()))
+}
+
+fn finish_trace(trace: &TraceWriter) {
+    if let Err(error) = trace.finish() {
+        tracing::error!("The trace is not complete: {error}");
+    }
+    if trace.dropped() > 0 {
+        tracing::warn!("{} steps are missing from the trace: the disk was too slow", trace.dropped());
     }
 }
 

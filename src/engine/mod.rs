@@ -17,6 +17,7 @@ mod run;
 mod sequence;
 mod speculate;
 mod stats;
+pub mod trace;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ pub use busy::Busy;
 pub use handle::{Handle, LoadProgress, RequestStream, Runner, SubmitError};
 pub use run::start;
 pub use stats::{ACCEPTED_POSITIONS, Histogram, ITERATION_TOKENS_BOUNDS, Stats, VERIFY_TOKENS};
+pub use trace::TraceWriter;
 
 /// How one engine is run. What depends on the model (slots, blocks, tokens per step) is in its [`Limits`].
 #[derive(Debug, Clone)]
@@ -54,6 +56,8 @@ pub struct EngineConfig {
     pub busy: Busy,
     /// Of the engines before this one: while any is busy, a prompt is read in smaller chunks.
     pub in_front: Vec<Busy>,
+    /// Where its steps are recorded.
+    pub trace: Option<TraceWriter>,
 }
 
 impl Default for EngineConfig {
@@ -71,6 +75,7 @@ impl Default for EngineConfig {
             block_bytes: 1,
             busy: Busy::default(),
             in_front: Vec::new(),
+            trace: None,
         }
     }
 }

@@ -9,6 +9,7 @@ mod json;
 pub mod load;
 pub mod manifest;
 pub mod names;
+pub mod null;
 pub mod plan;
 pub mod presets;
 pub mod quantization;

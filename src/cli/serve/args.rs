@@ -159,6 +159,9 @@ pub struct Args {
     /// No line per request
     #[arg(long)]
     pub disable_uvicorn_access_log: bool,
+    /// Record every step in a Chrome trace, to be read by ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    pub trace_file: Option<PathBuf>,
     /// How much is logged
     #[arg(long, alias = "log-level", env = "VLLM_LOGGING_LEVEL", default_value = "info", ignore_case = true, value_parser = ["critical", "error", "warning", "info", "debug", "trace"])]
     pub uvicorn_log_level: String,

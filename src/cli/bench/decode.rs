@@ -1,17 +1,16 @@
 //! `bench decode` and `bench prefill`: tokens per second, and what share of the memory's speed that is.
 
-use std::io::IsTerminal;
 use std::time::Instant;
 
 use anyhow::Context;
-use clap::Subcommand;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::resident::{BLOCK_LEN, Compute, Resident, count, greedy, limits};
-use super::table::table;
+use super::{machine, median, progress};
 use crate::backend::{SequenceInputs, StepInputs};
+use crate::cli::resident::{BLOCK_LEN, Compute, Resident, count, greedy, limits};
+use crate::cli::table::table;
 use crate::ops::Cost;
 
 /// The host backends keep keys and values as f32.
@@ -19,41 +18,35 @@ const CACHE_BYTES: usize = 4;
 /// No model of the family reads more tokens.
 const LENGTH_MAX: usize = 1 << 20;
 
+/// Of `bench decode`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  ferrotron bench decode\n  ferrotron bench prefill --model tiny-nvfp4 \
-    --lengths 128,1024 --json")]
-pub struct Args {
-    #[command(subcommand)]
-    what: What,
+#[command(after_help = "Example:\n  ferrotron bench decode --batch 1,4,8")]
+pub struct DecodeArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Sequences decoded together, one row of the table each
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4], value_parser = count::<1024>)]
+    batch: Vec<usize>,
+    /// Tokens in the context before decoding starts
+    #[arg(long, default_value_t = 64, value_parser = count::<LENGTH_MAX>)]
+    context: usize,
+    /// Tokens decoded per sequence and repeat
+    #[arg(long, default_value_t = 64, value_parser = count::<LENGTH_MAX>)]
+    tokens: usize,
 }
 
-#[derive(Debug, Subcommand)]
-enum What {
-    /// One token per sequence and step
-    Decode {
-        #[command(flatten)]
-        common: Common,
-        /// Sequences decoded together, one row of the table each
-        #[arg(long, value_delimiter = ',', default_values_t = [1, 4], value_parser = count::<1024>)]
-        batch: Vec<usize>,
-        /// Tokens in the context before decoding starts
-        #[arg(long, default_value_t = 64, value_parser = count::<LENGTH_MAX>)]
-        context: usize,
-        /// Tokens decoded per sequence and repeat
-        #[arg(long, default_value_t = 64, value_parser = count::<LENGTH_MAX>)]
-        tokens: usize,
-    },
-    /// Reading a prompt
-    Prefill {
-        #[command(flatten)]
-        common: Common,
-        /// Prompt lengths, one row of the table each
-        #[arg(long, value_delimiter = ',', default_values_t = [128, 512], value_parser = count::<LENGTH_MAX>)]
-        lengths: Vec<usize>,
-        /// Tokens per step
-        #[arg(long, default_value_t = 256, value_parser = count::<LENGTH_MAX>)]
-        chunk: usize,
-    },
+/// Of `bench prefill`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  ferrotron bench prefill --model tiny-nvfp4 --lengths 128,1024 --json")]
+pub struct PrefillArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Prompt lengths, one row of the table each
+    #[arg(long, value_delimiter = ',', default_values_t = [128, 512], value_parser = count::<LENGTH_MAX>)]
+    lengths: Vec<usize>,
+    /// Tokens per step
+    #[arg(long, default_value_t = 256, value_parser = count::<LENGTH_MAX>)]
+    chunk: usize,
 }
 
 #[derive(Debug, clap::Args)]
@@ -97,15 +90,12 @@ struct Report {
     rows: Vec<Row>,
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
-    match args.what {
-        What::Decode { common, batch, context, tokens } => {
-            measure(&common, &batch, |bench, &batch| bench.decode(batch, context, tokens))
-        }
-        What::Prefill { common, lengths, chunk } => {
-            measure(&common, &lengths, |bench, &length| bench.prefill(length, chunk))
-        }
-    }
+pub fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
+    measure(&args.common, &args.batch, |bench, &batch| bench.decode(batch, args.context, args.tokens))
+}
+
+pub fn prefill(args: &PrefillArgs) -> anyhow::Result<()> {
+    measure(&args.common, &args.lengths, |bench, &length| bench.prefill(length, args.chunk))
 }
 
 /// Measures every case, then prints the report.
@@ -115,12 +105,8 @@ fn measure<T>(
     mut case: impl FnMut(&mut Bench<'_>, &T) -> anyhow::Result<Row>,
 ) -> anyhow::Result<()> {
     let resident = Resident::open(&common.model)?;
-    let style = ProgressStyle::with_template("{msg:12} {bar:30} {pos}/{len} [{elapsed}]")?;
-    let steps = (cases.len() * (common.repeats + 1)) as u64 + 1;
-    let progress = ProgressBar::new(steps).with_style(style).with_message("measuring");
-    if common.json || !std::io::stderr().is_terminal() {
-        progress.set_draw_target(indicatif::ProgressDrawTarget::hidden());
-    }
+    let steps = cases.len() * (common.repeats + 1) + 1;
+    let progress = progress("measuring", steps, common.json)?;
     let bandwidth = read_bandwidth(common.compute.threads())?;
     progress.inc(1);
     let mut bench = Bench { resident: &resident, common, bandwidth, progress };
@@ -278,13 +264,8 @@ fn decode_step(inputs: &mut StepInputs, last: &[u32], past: usize, capacity: usi
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 /// Bytes per second that `threads` threads read from memory: the best of several passes over 512 MiB.
-pub fn read_bandwidth(threads: usize) -> anyhow::Result<f64> {
+fn read_bandwidth(threads: usize) -> anyhow::Result<f64> {
     const BYTES: usize = 512 << 20;
     const PASSES: usize = 6;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("bandwidth threads")?;
@@ -309,15 +290,6 @@ fn sum_lanes(values: &[u64]) -> u64 {
         }
     }
     lanes.iter().sum::<u64>() + values.chunks_exact(16).remainder().iter().sum::<u64>()
-}
-
-/// Name of the processor, as the system tells it.
-fn machine() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let model = model.map_or(std::env::consts::ARCH, |(_, name)| name);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{model}, {cores} cores")
 }
 
 fn print(report: &Report) {
