@@ -17,13 +17,14 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates that stay in one room.
-const GUESTS: [(&str, &[&str]); 6] = [
+const GUESTS: [(&str, &[&str]); 7] = [
     ("axum", &["api", "cli"]),
     ("tokenizers", &["text"]),
     ("minijinja", &["text"]),
     ("safetensors", &["weights"]),
     ("rayon", &["backend", "model", "cli"]),
     ("hf_hub", &["cli"]),
+    ("llguidance", &["sample"]),
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

@@ -206,6 +206,10 @@ impl Engine {
             return Err("the scheduler has sequences and planned nothing".into());
         }
         self.admit(began);
+        for share in self.scheduler.shares().iter().filter(|share| share.samples) {
+            let sequence = self.running.get_mut(&share.id).expect("admit added every share's id");
+            sequence.prepare(&mut Vec::new());
+        }
         self.publish();
         self.outcomes.clear();
         let rows = self.inputs.logit_rows.len();

@@ -49,13 +49,14 @@ impl Sequence {
         shared: Arc<Shared>,
     ) -> Self {
         let Submission { request, events, submitted, .. } = submission;
-        let Request { sampling, max_tokens, min_tokens, stop_ids, prompt_logprobs, .. } = request;
+        let Request { sampling, steering, max_tokens, min_tokens, stop_ids, prompt_logprobs, .. } = request;
         let prompt_logprobs = prompt_logprobs
             .map(|count| PromptLogprobs { count: count as usize, entries: Vec::with_capacity(prompt.len()) });
         Self {
             shared,
             events,
-            sampler: Sampler::new(sampling, stop_ids, min_tokens, prompt, max_tokens, vocab),
+            sampler: Sampler::new(sampling, stop_ids, min_tokens, prompt, max_tokens, vocab)
+                .steered(steering),
             prompt_len: prompt.len(),
             max_tokens,
             prompt_logprobs,
@@ -68,6 +69,11 @@ impl Sequence {
 
     pub fn events(&self) -> &UnboundedSender<Event> {
         &self.events
+    }
+
+    /// Before a step that draws for it: `drafts` are cut to what its steering allows, masks are on their way.
+    pub fn prepare(&mut self, drafts: &mut Vec<u32>) {
+        self.sampler.prepare(drafts);
     }
 
     /// Takes in the logits of its share, draws, and tells the reader. `tokens` are all its tokens before the
@@ -103,7 +109,7 @@ impl Sequence {
         }
         stats.generation_tokens.fetch_add(1, Relaxed);
         let _ = self.events.send(Event::Token { id, logprobs });
-        Ok(if self.sampler.stops(id) {
+        Ok(if self.sampler.stops(id) || self.sampler.is_complete() {
             Digest::Ended(Finish::Stop { id })
         } else if self.sampler.generated() == self.max_tokens {
             Digest::Ended(Finish::Length)
@@ -164,6 +170,7 @@ impl From<sample::Failure> for Failure {
         match failure {
             sample::Failure::NotFinite => Self::NotFinite,
             sample::Failure::NothingAllowed => Self::NothingAllowed,
+            sample::Failure::Steering => Self::Steering,
         }
     }
 }
