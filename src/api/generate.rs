@@ -397,7 +397,7 @@ fn refused(error: SubmitError) -> ApiError {
 
 fn failed(failure: Failure) -> ApiError {
     match failure {
-        Failure::NotFinite | Failure::Dead(_) => {
+        Failure::NotFinite | Failure::Steering | Failure::Dead(_) => {
             ApiError::Internal(format!("The generation failed: {failure}."))
         }
         Failure::NothingAllowed => ApiError::malformed(format!("The generation ended: {failure}.")),

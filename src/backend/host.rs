@@ -97,6 +97,10 @@ impl State {
     }
 
     pub fn keep_hidden(&mut self, inputs: &StepInputs, x: &Buffer) {
+        for sequence in &inputs.sequences {
+            let row = sequence.first + sequence.count - sequence.drafts - 1;
+            self.hidden.row_mut(sequence.slot as usize).copy_from_slice(x.row(row as usize));
+        }
         for save in &inputs.saves {
             let row = inputs.sequences[save.sequence as usize].first + save.after - 1;
             self.hidden.row_mut(save.to as usize).copy_from_slice(x.row(row as usize));

@@ -397,7 +397,8 @@ pub trait Backend: Send {
     /// out[i] = x[rows[i]]
     fn gather(&mut self, rows: &[u32], x: &Self::Buffer, out: &mut Self::Buffer);
 
-    /// Keeps rows of `x`, the residual stream after the last layer, at the places of the step's saves.
+    /// Keeps rows of `x`, the residual stream after the last layer: that of each sequence's last certain token at its
+    /// slot, for the slot may become a checkpoint, and those of the step's saves at their places.
     fn keep_hidden(&mut self, inputs: &StepInputs, x: &Self::Buffer, state: &mut Self::State);
 
     /// out[i] = what `hidden[i]` names: a row of the last step's `x`, what [`Self::keep_hidden`] kept, or a row of

@@ -183,7 +183,7 @@ impl Backend for Trace {
     }
 
     fn keep_hidden(&mut self, inputs: &StepInputs, x: &usize, _: &mut usize) {
-        let rows = inputs.saves.len();
+        let rows = inputs.saves.len() + inputs.sequences.len();
         let cost =
             Cost { state: (rows * x * 4) as u64, activations: (rows * x * 4) as u64, ..Cost::default() };
         self.note("keep_hidden", format!("[{rows}, {x}]"), cost);

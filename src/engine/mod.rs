@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::model::Limits;
-use crate::sample::SamplingParams;
+use crate::sample::{SamplingParams, Steering};
 
 pub use crate::sample::TokenLogprobs;
 pub use busy::Busy;
@@ -86,6 +86,8 @@ pub struct Request {
     /// The rendered prompt; never empty, shorter than the context.
     pub prompt: Vec<u32>,
     pub sampling: SamplingParams,
+    /// Rules for the ids themselves: a grammar, a budget for the thought.
+    pub steering: Option<Steering>,
     /// Ids to generate at most; at least 1. What does not fit the context after the prompt is cut off, and
     /// the sequence then ends as [`Finish::Length`].
     pub max_tokens: usize,
@@ -115,6 +117,7 @@ impl Request {
         Self {
             prompt,
             sampling,
+            steering: None,
             max_tokens,
             min_tokens: 0,
             stop_ids: Vec::new(),
@@ -176,7 +179,8 @@ pub enum Event {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// A stop id was sampled; it was sent as the last `Token`.
+    /// A stop id was sampled, or the steering's text is complete with an id that is none; it was sent as the last
+    /// `Token`.
     Stop { id: u32 },
     /// `max_tokens` or the context's end.
     Length,
@@ -191,6 +195,8 @@ pub enum Failure {
         "no id is allowed: the request's own rules (allowed ids, min_tokens, stop ids) exclude each other"
     )]
     NothingAllowed,
+    #[error("the grammar of the answer could not be followed: its parser gave up")]
+    Steering,
     #[error("the engine stopped: {0}")]
     Dead(String),
     #[error("the server is shutting down")]

@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::handle::{Command, Handle, LoadProgress, Runner, Shared, Submission};
 use super::sequence::{Digest, Sequence, View};
 use super::speculate::Speculator;
+use super::trace::{EngineTrace, Kind, Phase, Span, StepRecord};
 use super::{Busy, EngineConfig, Event, Failure, Finish, Info};
 use crate::model::{Network, StepError};
 use crate::sample::Workspace;
@@ -100,6 +101,7 @@ struct Engine {
     workspace: Workspace,
     busy: Busy,
     in_front: Vec<Busy>,
+    trace: Option<EngineTrace>,
     /// Queued in the scheduler, their prompts moved there. Samplers are made when they start to run, so that
     /// a full queue does not hold a thousand tables of counts.
     waiting: HashMap<u64, Box<Submission>>,
@@ -150,6 +152,7 @@ impl Engine {
             workspace: Workspace::new(vocab),
             busy: config.busy.clone(),
             in_front: config.in_front.clone(),
+            trace: config.trace.as_ref().map(|trace| trace.engine(&config.name)),
             waiting: HashMap::new(),
             running: HashMap::with_capacity(places),
             inputs,
@@ -272,6 +275,11 @@ impl Engine {
         self.admit(began);
         self.publish();
         let planned = Instant::now();
+        let mut record = self.trace.as_ref().and_then(|trace| trace.begin(began));
+        if let Some(record) = &mut record {
+            record.mark(Phase::Plan, planned);
+            self.describe(record);
+        }
         self.outcomes.clear();
         self.sampled.clear();
         let rows = self.inputs.logit_rows.len();
@@ -312,6 +320,7 @@ impl Engine {
             Err(StepError::NotFinite { row }) => self.fail_row(row)?,
         }
         self.speculator.learn(&self.inputs, (stepped - planned).as_secs_f64());
+        let drawn = Instant::now();
         self.scheduler.commit(&self.outcomes, &self.sampled);
         let sampled = Instant::now();
         let us = |from: Instant, to: Instant| (to - from).as_micros() as u64;
@@ -328,10 +337,35 @@ impl Engine {
         // The readers have their ids; what follows is for the next step.
         let drafted = self.speculator.draft(&mut self.scheduler, &mut *self.network, &mut self.running);
         drafted.map_err(|error| format!("drafting failed: {error}"))?;
-        let us = us(sampled, Instant::now());
-        self.shared.stats.draft_us.fetch_add(us, Relaxed);
-        self.shared.stats.step_us.fetch_add(us, Relaxed);
+        let drafted = Instant::now();
+        self.shared.stats.draft_us.fetch_add(us(sampled, drafted), Relaxed);
+        self.shared.stats.step_us.fetch_add(us(sampled, drafted), Relaxed);
+        if let (Some(trace), Some(mut record)) = (&self.trace, record) {
+            let phases = [Phase::Forward, Phase::Sample, Phase::Commit, Phase::Draft];
+            for (phase, end) in phases.into_iter().zip([stepped, drawn, sampled, drafted]) {
+                record.mark(phase, end);
+            }
+            for (span, outcome) in record.spans_mut().iter_mut().zip(&self.outcomes) {
+                if let Outcome::Tokens { count, .. } | Outcome::End { count, .. } = *outcome {
+                    span.accepted = count.saturating_sub(1) as u32;
+                }
+            }
+            trace.record(record);
+        }
         Ok(())
+    }
+
+    /// Who is in the planned step.
+    fn describe(&self, record: &mut StepRecord) {
+        for (share, inputs) in self.scheduler.shares().iter().zip(&self.inputs.sequences) {
+            let kind = match (share.drafts, share.samples && share.count == 1) {
+                (0, true) => Kind::Decode,
+                (0, false) => Kind::Prefill,
+                _ => Kind::Verify,
+            };
+            let (tokens, past) = (inputs.count, inputs.past);
+            record.push(Span { id: share.id, slot: inputs.slot, kind, tokens, past, accepted: 0 });
+        }
     }
 
     /// Whoever is in a step for the first time has left the queue.

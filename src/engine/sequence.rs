@@ -67,13 +67,16 @@ impl Sequence {
         shared: Arc<Shared>,
     ) -> Self {
         let Submission { request, events, submitted, .. } = submission;
-        let Request { sampling, max_tokens, min_tokens, stop_ids, prompt_logprobs, deadline, .. } = request;
+        let Request {
+            sampling, steering, max_tokens, min_tokens, stop_ids, prompt_logprobs, deadline, ..
+        } = request;
         let prompt_logprobs = prompt_logprobs
             .map(|count| PromptLogprobs { count: count as usize, entries: Vec::with_capacity(prompt.len()) });
         Self {
             shared,
             events,
-            sampler: Sampler::new(sampling, stop_ids, min_tokens, prompt, max_tokens, vocab),
+            sampler: Sampler::new(sampling, stop_ids, min_tokens, prompt, max_tokens, vocab)
+                .steered(steering),
             prompt_len: prompt.len(),
             max_tokens,
             prompt_logprobs,
@@ -94,6 +97,11 @@ impl Sequence {
 
     pub fn events(&self) -> &UnboundedSender<Event> {
         &self.events
+    }
+
+    /// Before a step that draws for it: `drafts` are cut to what its steering allows, masks are on their way.
+    pub fn prepare(&mut self, drafts: &mut Vec<u32>) {
+        self.sampler.prepare(drafts);
     }
 
     /// Takes in the logits of its share, draws until a draft is not what it draws, adds what it drew to `sampled`, and
@@ -125,7 +133,7 @@ impl Sequence {
             let _ = self.events.send(Event::Token { id, logprobs });
             sampled.push(id);
             drawn += 1;
-            if self.sampler.stops(id) {
+            if self.sampler.stops(id) || self.sampler.is_complete() {
                 digest = Digest::Ended(Finish::Stop { id });
                 break;
             }
@@ -236,6 +244,7 @@ impl From<sample::Failure> for Failure {
         match failure {
             sample::Failure::NotFinite => Self::NotFinite,
             sample::Failure::NothingAllowed => Self::NothingAllowed,
+            sample::Failure::Steering => Self::Steering,
         }
     }
 }

@@ -27,6 +27,7 @@ pub(super) struct Speculator {
     mtp: bool,
     inputs: DraftInputs,
     proposals: Vec<u32>,
+    stepped: Vec<u64>,
 }
 
 impl Speculator {
@@ -39,6 +40,7 @@ impl Speculator {
             mtp: network.can_draft() && ceiling.mtp && depth_max > 0,
             inputs: scheduler.draft_inputs(),
             proposals: Vec::with_capacity(limits.logit_rows),
+            stepped: Vec::with_capacity(scheduler.places()),
         }
     }
 
@@ -51,9 +53,25 @@ impl Speculator {
         network: &mut dyn Network,
         running: &mut HashMap<u64, Sequence>,
     ) -> Result<(), StepError> {
-        if !self.mtp {
-            return Ok(());
+        if self.mtp {
+            self.ask_network(scheduler, network, running)?;
         }
+        self.stepped.clear();
+        self.stepped.extend(scheduler.stepped().map(|(id, _)| id));
+        for id in &self.stepped {
+            if let (Some(sequence), Some(drafts)) = (running.get_mut(id), scheduler.drafts_mut(*id)) {
+                sequence.prepare(drafts);
+            }
+        }
+        Ok(())
+    }
+
+    fn ask_network(
+        &mut self,
+        scheduler: &mut Scheduler,
+        network: &mut dyn Network,
+        running: &mut HashMap<u64, Sequence>,
+    ) -> Result<(), StepError> {
         let depth_max = self.depth_max;
         let wanted = |id| match running.get(&id).map(|sequence| sequence.speculation.speculation) {
             Some(Speculation { depth_max: own, mtp: true, .. }) if own > 0 => {

@@ -157,11 +157,11 @@ impl<B: Backend> Model<B> {
         if cfg!(debug_assertions) {
             inputs.check();
         }
-        let Model { backend, config, body, mtp, x, work, state, .. } = self;
-        let (rows, drafts) = (inputs.logit_rows.len(), mtp.is_some());
+        let Model { backend, config, limits, body, mtp, x, work, state, .. } = self;
+        let (rows, drafts) = (inputs.logit_rows.len(), mtp.is_some() && limits.lanes > 0);
         backend.run(|backend| {
             forward(backend, config, body, x, work, state, inputs);
-            if drafts && !inputs.saves.is_empty() {
+            if drafts {
                 backend.keep_hidden(inputs, x, state);
             }
             if rows > 0 {
