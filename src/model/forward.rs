@@ -344,3 +344,6 @@ fn layer<B: Backend>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
