@@ -7,6 +7,7 @@ use super::generate::{Generation, Input, Update, UpdateEvent, Usage, fit};
 use super::request_id::RequestId;
 use super::sse::{self, Frames};
 use super::state::{App, Resident};
+use super::steer;
 use super::types::{CompletionRequest, Prompt, StreamOptions};
 use crate::engine::TokenLogprobs;
 use crate::text::{Delta, Mode};
@@ -30,9 +31,15 @@ pub async fn create(
     {
         prompts.push(Echo { ids: fit(ids, &common, resident.model.max_model_len)?, text });
     }
+    let steering = steer::completion(&app, resident, request.constraint.as_ref()).await?;
     let inputs = prompts
         .iter()
-        .map(|prompt| Input { prompt: prompt.ids.clone(), mode: Mode::Raw, one_call: false })
+        .map(|prompt| Input {
+            prompt: prompt.ids.clone(),
+            mode: Mode::Raw,
+            one_call: false,
+            steering: steering.clone(),
+        })
         .collect();
     let writer = Writer {
         tokens: TokenView::new(resident, &common),

@@ -9,6 +9,7 @@ use super::metrics::{Ending, RequestMeter};
 use super::state::{App, Resident};
 use super::types::Common;
 use crate::engine::{Event, Failure, Finish, Request, RequestStream, SubmitError, TokenLogprobs};
+use crate::sample::Steering;
 use crate::text::{Decoder, DecoderOptions, Delta, Mode};
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 use serde_json::{Value, json};
@@ -21,6 +22,8 @@ pub struct Input {
     pub mode: Mode,
     /// The answer ends after its first tool call.
     pub one_call: bool,
+    /// The same for each of its answers.
+    pub steering: Option<Steering>,
 }
 
 /// One step of one choice.
@@ -237,6 +240,7 @@ impl Choice {
             min_tokens,
             stop_ids: stop_ids.clone(),
             prompt_logprobs: common.prompt_logprobs,
+            steering: input.steering.clone(),
             ..Request::new(input.prompt.clone(), sampling, max_tokens.max(1))
         };
         let stream = match resident.engine.submit(request) {

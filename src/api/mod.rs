@@ -32,6 +32,7 @@ mod request_id;
 mod server;
 mod sse;
 mod state;
+mod steer;
 mod throughput;
 mod tokenize;
 mod types;

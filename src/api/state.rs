@@ -4,6 +4,7 @@ use super::error::ApiError;
 use super::ids::IdSource;
 use super::metrics::Metrics;
 use super::model::ModelInfo;
+use super::steer::Grammars;
 use super::types::{RequestOptions, Rules};
 use crate::engine;
 use crate::text::Text;
@@ -70,6 +71,8 @@ pub struct App {
     pub options: Options,
     pub ids: IdSource,
     pub metrics: Arc<Metrics>,
+    /// Compiled, by model.
+    pub grammars: Grammars,
     /// Empty while the checkpoint's configuration and tokenizer are read.
     resident: OnceLock<Resident>,
     load_error: OnceLock<String>,
@@ -93,6 +96,7 @@ impl App {
         Arc::new(Self {
             ids: IdSource::new(options.seed),
             metrics: Arc::new(Metrics::new(name)),
+            grammars: Grammars::default(),
             options,
             resident: OnceLock::new(),
             load_error: OnceLock::new(),

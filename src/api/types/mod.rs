@@ -6,13 +6,16 @@ mod content;
 mod message;
 mod refused;
 mod sampling;
+mod steer;
 mod tokenize;
 mod tool;
 
 pub use chat::ChatRequest;
 pub use completion::{CompletionRequest, Prompt};
 pub use sampling::{Common, StreamOptions};
+pub use steer::Constraint;
 pub use tokenize::{DetokenizeRequest, TokenizeInput, TokenizeRequest};
+pub use tool::Forced;
 
 use super::model::ModelInfo;
 use serde_json::{Map, Value};
