@@ -12,7 +12,8 @@ use super::generate::{Finished, Generation, Input, Token, Update, UpdateEvent, f
 use super::request_id::RequestId;
 use super::sse::{self, Frames};
 use super::state::{App, Resident};
-use super::types::{ChatRequest, Common, StreamOptions};
+use super::steer;
+use super::types::{ChatRequest, Common, Forced, StreamOptions};
 use super::usage::Usage;
 use crate::text::{Chat, Delta, Mode};
 use axum::extract::{Extension, State};
@@ -28,11 +29,14 @@ pub async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let resident = app.ready(&body.map)?;
-    let request = ChatRequest::read(&body.map, app.rules(resident))?;
+    let mut request = ChatRequest::read(&body.map, app.rules(resident))?;
+    let chat = std::mem::take(&mut request.chat);
+    let prompt = fit(render(resident, chat).await?, &request.common, resident.model.max_model_len)?;
+    let starts_in_reasoning = resident.text.starts_in_reasoning(&prompt);
+    let steering = steer::chat(&app, resident, &request, &prompt, starts_in_reasoning).await?;
     let common = request.common;
-    let prompt = fit(render(resident, request.chat).await?, &common, resident.model.max_model_len)?;
     let mode = Mode::Chat {
-        starts_in_reasoning: resident.text.starts_in_reasoning(&prompt),
+        starts_in_reasoning,
         thinking: request.thinking,
         force_nonempty_content: request.force_nonempty_content,
         tools: request.tools,
@@ -42,12 +46,13 @@ pub async fn create(
         tokens: TokenView::new(resident, &common),
         return_ids: common.return_ids,
         include_reasoning: request.include_reasoning,
+        named: matches!(request.forced, Some(Forced::Named(_))),
         choices: (0..common.n).map(|_| ChoiceState::default()).collect(),
     };
     let envelope = Envelope::new("chatcmpl", &common, &request_id.0);
     let fingerprint = fingerprint(&resident.model);
     let borders = resident.text.borders(&prompt);
-    let input = Input { prompt: prompt.clone(), borders, mode, one_call: request.one_call };
+    let input = Input { prompt: prompt.clone(), borders, mode, one_call: request.one_call, steering };
     let generation = Generation::start(&app, resident, &common, vec![input], body.arrived)?;
     match common.stream {
         Some(options) => {
@@ -114,6 +119,8 @@ struct Reader {
     tokens: TokenView,
     return_ids: bool,
     include_reasoning: bool,
+    /// The client has chosen what is called: that it is called is then no news, and the reason is `stop`.
+    named: bool,
     choices: Vec<ChoiceState>,
 }
 
@@ -145,7 +152,7 @@ impl Reader {
                 pieces.push(Piece::End(End {
                     finish_reason: match finish {
                         Finished::Length => "length",
-                        _ if state.called => "tool_calls",
+                        _ if state.called && !self.named => "tool_calls",
                         _ => finish.reason(),
                     },
                     stop_reason: finish.stop_reason(),

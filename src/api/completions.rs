@@ -7,6 +7,7 @@ use super::generate::{Generation, Input, Update, UpdateEvent, fit};
 use super::request_id::RequestId;
 use super::sse::{self, Frames};
 use super::state::{App, Resident};
+use super::steer;
 use super::types::{CompletionRequest, Prompt, StreamOptions};
 use super::usage::Usage;
 use crate::engine::TokenLogprobs;
@@ -31,6 +32,7 @@ pub async fn create(
     {
         prompts.push(Echo { ids: fit(ids, &common, resident.model.max_model_len)?, text });
     }
+    let steering = steer::completion(&app, resident, request.constraint.as_ref()).await?;
     let inputs = prompts
         .iter()
         .map(|prompt| Input {
@@ -39,6 +41,7 @@ pub async fn create(
             borders: Vec::new(),
             mode: Mode::Raw,
             one_call: false,
+            steering: steering.clone(),
         })
         .collect();
     let writer = Writer {

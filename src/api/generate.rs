@@ -10,6 +10,7 @@ use super::state::{App, Resident};
 use super::types::Common;
 use super::usage::Usage;
 use crate::engine::{Event, Failure, Finish, Request, RequestStream, SubmitError, Timings, TokenLogprobs};
+use crate::sample::Steering;
 use crate::text::{Decoder, DecoderOptions, Delta, Mode};
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 use serde_json::{Value, json};
@@ -24,6 +25,8 @@ pub struct Input {
     pub mode: Mode,
     /// The answer ends after its first tool call.
     pub one_call: bool,
+    /// The same for each of its answers.
+    pub steering: Option<Steering>,
 }
 
 /// One step of one choice.
@@ -241,6 +244,7 @@ impl Choice {
             group,
             speculation: common.speculation,
             deadline: common.timeout.and_then(|timeout| arrived.checked_add(timeout)),
+            steering: input.steering.clone(),
             ..Request::new(input.prompt.clone(), sampling, max_tokens.max(1))
         };
         let stream = match resident.engine.submit(request) {

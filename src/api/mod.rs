@@ -34,6 +34,7 @@ mod server;
 mod sse;
 mod stall;
 mod state;
+mod steer;
 mod throughput;
 mod tokenize;
 mod types;

@@ -6,6 +6,7 @@ use super::fields::Fields;
 use super::ids::IdSource;
 use super::metrics::Metrics;
 use super::model::ModelInfo;
+use super::steer::Grammars;
 use super::types::{RequestOptions, Rules};
 use crate::engine;
 use crate::text::Text;
@@ -77,6 +78,8 @@ pub struct App {
     pub options: Options,
     pub ids: IdSource,
     pub metrics: Arc<Metrics>,
+    /// Compiled, by model.
+    pub grammars: Grammars,
     /// By place; empty while the checkpoint's configuration and tokenizer are read.
     residents: Vec<OnceLock<Resident>>,
     load_error: OnceLock<String>,
@@ -103,6 +106,7 @@ impl App {
             ids: IdSource::new(options.seed),
             metrics: Arc::new(Metrics::new(&names)),
             residents: options.models.iter().map(|_| OnceLock::new()).collect(),
+            grammars: Grammars::default(),
             options,
             load_error: OnceLock::new(),
             draining: AtomicBool::new(false),

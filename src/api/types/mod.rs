@@ -7,6 +7,7 @@ mod message;
 mod refused;
 mod sampling;
 mod speculation;
+mod steer;
 mod tokenize;
 mod tool;
 
@@ -14,7 +15,9 @@ pub use chat::ChatRequest;
 pub use completion::{CompletionRequest, Prompt};
 pub use sampling::{Common, StreamOptions};
 pub use speculation::speculation;
+pub use steer::Constraint;
 pub use tokenize::{DetokenizeRequest, TokenizeInput, TokenizeRequest};
+pub use tool::Forced;
 
 use super::model::ModelInfo;
 use serde_json::{Map, Value};

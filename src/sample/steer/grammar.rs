@@ -47,8 +47,8 @@ pub enum Source {
     Choice(Vec<String>),
     /// A Lark grammar with llguidance's extensions.
     Lark(String),
-    /// A Lark grammar that names another one `@answer`.
-    Either { lark: String, answer: Box<Source> },
+    /// A Lark grammar that refers to others, each by its name with an `@` before it. Parts have no parts.
+    Parts { lark: String, parts: Vec<(String, Source)> },
 }
 
 /// Why there is no grammar; the source is at fault.
@@ -232,11 +232,12 @@ fn spelling(word: Word) -> Vec<u8> {
 
 /// What llguidance compiles, within our bounds.
 fn top(source: &Source) -> Result<TopLevelGrammar, GrammarError> {
-    const ANSWER: &str = "answer";
-    if let Source::Either { lark, answer } = source {
+    if let Source::Parts { lark, parts } = source {
         check_text(lark, false)?;
-        let answer = GrammarWithLexer { name: Some(ANSWER.into()), ..single(answer)? };
-        let grammars = vec![GrammarWithLexer::from_lark(lark.clone()), answer];
+        let mut grammars = vec![GrammarWithLexer::from_lark(lark.clone())];
+        for (name, part) in parts {
+            grammars.push(GrammarWithLexer { name: Some(name.clone()), ..single(part)? });
+        }
         return Ok(TopLevelGrammar { grammars, max_tokens: None });
     }
     Ok(TopLevelGrammar::from_grammar(single(source)?))
@@ -245,7 +246,7 @@ fn top(source: &Source) -> Result<TopLevelGrammar, GrammarError> {
 fn single(source: &Source) -> Result<GrammarWithLexer, GrammarError> {
     Ok(match source {
         Source::Schema { schema, spaces } => {
-            let schema = schema::prepared(schema, *spaces).map_err(GrammarError::Invalid)?;
+            let schema = schema::prepared(schema, spaces).map_err(GrammarError::Invalid)?;
             check_len(schema.to_string().len())?;
             GrammarWithLexer::from_json_schema(schema)
         }
@@ -266,7 +267,7 @@ fn single(source: &Source) -> Result<GrammarWithLexer, GrammarError> {
             check_text(lark, false)?;
             GrammarWithLexer::from_lark(lark.clone())
         }
-        Source::Either { .. } => return Err(invalid("an answer cannot be nested in an answer")),
+        Source::Parts { .. } => return Err(invalid("a part of a grammar has parts")),
     })
 }
 

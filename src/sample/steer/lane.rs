@@ -52,9 +52,13 @@ pub struct Work {
 }
 
 impl Lane {
-    pub fn new(grammar: Grammar) -> Self {
-        let work = Work { matcher: Some(grammar.matcher()), tasks: Vec::new(), verdicts: Vec::new() };
-        Self { grammar, work: Mutex::new(work), progress: Condvar::new(), cancelled: AtomicBool::new(false) }
+    /// Its matcher is made beside the caller's thread, for it copies the lexer's tables.
+    pub fn new(grammar: Grammar) -> Arc<Self> {
+        let work = Work { matcher: None, tasks: Vec::new(), verdicts: Vec::new() };
+        let (work, progress) = (Mutex::new(work), Condvar::new());
+        let lane = Arc::new(Self { grammar, work, progress, cancelled: AtomicBool::new(false) });
+        lane.grammar.pool().run(Errand { lane: Arc::clone(&lane), matcher: None, tasks: Vec::new() });
+        lane
     }
 
     pub fn grammar(&self) -> &Grammar {
@@ -146,7 +150,7 @@ struct Errand {
 
 impl Errand {
     fn walk(&mut self) {
-        let Some(matcher) = &mut self.matcher else { return };
+        let matcher = self.matcher.get_or_insert_with(|| self.lane.grammar.matcher());
         let mut fed = 0;
         for task in &self.tasks {
             if self.lane.cancelled.load(Ordering::Acquire) {

@@ -193,7 +193,7 @@ enum Move {
 
 impl Helm {
     pub fn new(steering: Steering) -> Self {
-        let lane = steering.grammar.as_ref().map(|(grammar, _)| Arc::new(Lane::new(grammar.clone())));
+        let lane = steering.grammar.as_ref().map(|(grammar, _)| Lane::new(grammar.clone()));
         let mut helm = Self {
             phase: Phase::Free,
             steering,

@@ -5,18 +5,20 @@ use std::collections::HashSet;
 use serde_json::{Map, Value, json};
 
 /// White space between the parts of a JSON value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Spaces {
     /// A space, or a line break with its indentation; never more, so that nobody loops on blanks.
     #[default]
     Bounded,
     /// `", "` and `": "`, and nothing else.
     Fixed,
+    /// What this regular expression matches, or nothing.
+    Pattern(String),
 }
 
 /// `schema` with its own options, and closed objects: `additionalProperties` is false where `properties` are given and
 /// it is not, because a model asked for certain keys is not to invent others.
-pub fn prepared(schema: &Value, spaces: Spaces) -> Result<Value, String> {
+pub fn prepared(schema: &Value, spaces: &Spaces) -> Result<Value, String> {
     let mut schema = match schema {
         Value::Bool(true) => json!({}),
         Value::Object(_) => schema.clone(),
@@ -32,10 +34,13 @@ pub fn prepared(schema: &Value, spaces: Spaces) -> Result<Value, String> {
     Ok(schema)
 }
 
-fn options(spaces: Spaces) -> Value {
+fn options(spaces: &Spaces) -> Value {
     match spaces {
         Spaces::Bounded => json!({
             "whitespace_pattern": r" |\n[ \t]{0,40}", "coerce_one_of": true, "lenient": true,
+        }),
+        Spaces::Pattern(pattern) => json!({
+            "whitespace_pattern": pattern, "coerce_one_of": true, "lenient": true,
         }),
         Spaces::Fixed => json!({
             "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ",

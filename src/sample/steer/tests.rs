@@ -200,6 +200,8 @@ fn keywords_of_json_schema_hold() {
 fn spaces_may_be_fixed() {
     let body =
         json!({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}}}});
+    let source = Source::Schema { schema: body.clone(), spaces: Spaces::Pattern("~".into()) };
+    check(source, &["{\"a\":~[1,~2]}"], &[r#"{"a": [1]}"#]);
     let source = Source::Schema { schema: body, spaces: Spaces::Fixed };
     check(source, &[r#"{"a": [1, 2]}"#], &[r#"{"a":[1]}"#, r#"{ "a": [1]}"#]);
 }
@@ -210,7 +212,8 @@ fn other_sources_hold() {
     check(Source::Choice(vec!["yes".into(), "no \"x\"\n".into()]), &["yes", "no \"x\"\n"], &["maybe", "ye"]);
     let lark = "start: \"<\" name \">\" (\",\" name)*\nname: /[a-z]+/";
     check(Source::Lark(lark.into()), &["<ab>", "<a>,b,c"], &["<>", "<a>,"]);
-    let either = Source::Either { lark: "start: \"no\" | @answer".into(), answer: Box::new(tree()) };
+    let parts = vec![("answer".into(), tree())];
+    let either = Source::Parts { lark: "start: \"no\" | @answer".into(), parts };
     check(either, &["no", r#"{"name":"x","kind":"a"}"#], &["yes", "{}"]);
 }
 
