@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ferrotron::backend::cpu::{Cpu, simd::Isa};
 use ferrotron::backend::reference::Reference;
-use ferrotron::backend::{BlockCopy, Precision, Save, SequenceInputs, StepInputs};
+use ferrotron::backend::{BlockCopy, KvType, Precision, Save, SequenceInputs, SsmType, StepInputs};
 use ferrotron::model::{Limits, Network};
 use models::{Random, model, tiny};
 
@@ -30,7 +30,7 @@ fn folders() -> Vec<PathBuf> {
 }
 
 /// Room for 4 walks and 8 checkpoints.
-fn limits() -> Limits {
+fn limits(kv: KvType, ssm: SsmType) -> Limits {
     Limits {
         step_tokens: 64,
         logit_rows: 64,
@@ -39,23 +39,33 @@ fn limits() -> Limits {
         block_len: BLOCK_LEN,
         lanes: 4,
         drafts: DRAFTS,
-        ..Limits::default()
+        kv,
+        ssm,
     }
 }
 
-fn networks(folder: &Path, limits: Limits) -> Vec<(&'static str, Box<dyn Network>)> {
-    let reference = Reference::new(Precision::F32);
-    let mut all: Vec<(_, Box<dyn Network>)> = vec![("reference", Box::new(model(reference, folder, limits)))];
-    for isa in Isa::available() {
-        let cpu = Cpu::with_isa(Precision::F32, 2, isa).expect("threads start");
-        all.push((isa.name(), Box::new(model(cpu, folder, limits))));
+/// Calls `check` with networks of every architecture on every backend, and with what they are called. Narrow caches and
+/// states are the same code for every architecture, so one small one shows them.
+fn on_every_network(check: impl Fn(&mut dyn Network, &mut Random, &str)) {
+    for folder in folders() {
+        let mut kinds = vec![(KvType::F32, SsmType::F32)];
+        if folder.ends_with("odd") {
+            kinds.extend([(KvType::Bf16, SsmType::F16), (KvType::Fp8, SsmType::F16)]);
+        }
+        for (kv, ssm) in kinds {
+            let what =
+                |name: &str, seed| format!("{} on {name}, {kv:?} {ssm:?}, seed {seed}", folder.display());
+            let mut network = model(Reference::new(Precision::F32), &folder, limits(kv, ssm));
+            check(&mut network, &mut Random(0), &what("reference", 0));
+            for isa in Isa::available() {
+                let cpu = Cpu::with_isa(Precision::F32, 2, isa).expect("threads start");
+                let mut network = model(cpu, &folder, limits(kv, ssm));
+                for seed in 0..if isa == Isa::detect() { 3 } else { 1 } {
+                    check(&mut network, &mut Random(seed), &what(isa.name(), seed));
+                }
+            }
+        }
     }
-    all
-}
-
-/// The reference is slow, and the same code for every seed.
-fn seeds(name: &str) -> std::ops::Range<u64> {
-    0..if name == "reference" { 1 } else { 2 }
 }
 
 /// One sequence on its way along `ids`, which its drafts guess.
@@ -176,31 +186,17 @@ fn step(
 
 #[test]
 fn any_history_of_drafts_leaves_the_logits_of_decode_bit_for_bit() {
-    for folder in folders() {
-        for (name, mut network) in networks(&folder, limits()) {
-            for seed in seeds(name) {
-                let random = &mut Random(seed);
-                let mut walks: Vec<_> = (0..3).map(|i| Walk::new(&mut *network, i, random)).collect();
-                let what = format!("{} on {name}, seed {seed}", folder.display());
-                while step(&mut *network, &mut walks, random, StepInputs::default(), &what) {}
-            }
-        }
-    }
+    on_every_network(|network, random, what| {
+        let mut walks: Vec<_> = (0..3).map(|i| Walk::new(network, i, random)).collect();
+        while step(network, &mut walks, random, StepInputs::default(), what) {}
+    });
 }
 
 /// Two walks; the first leaves checkpoints in the middle of its chunks, which later walks resume from, with blocks
 /// that are shared as far as they are full.
 #[test]
 fn a_resumed_checkpoint_goes_on_bit_for_bit() {
-    for folder in folders() {
-        for (name, mut network) in networks(&folder, limits()) {
-            for seed in seeds(name) {
-                let random = &mut Random(seed);
-                let what = format!("{} on {name}, seed {seed}", folder.display());
-                resume(&mut *network, random, &what);
-            }
-        }
-    }
+    on_every_network(resume);
 }
 
 fn resume(network: &mut dyn Network, random: &mut Random, what: &str) {

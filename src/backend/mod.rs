@@ -8,10 +8,13 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod host;
+mod plan;
 pub mod reference;
 #[cfg(feature = "simt")]
 pub mod simt;
 pub mod trace;
+
+pub use plan::StateBytes;
 
 use crate::model::config::{Attention, Mamba, Moe};
 use crate::ops::linear::Epilogue;

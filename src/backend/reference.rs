@@ -56,7 +56,7 @@ impl Backend for Reference {
     }
 
     fn state(&mut self, plan: &StatePlan) -> State {
-        State::new(plan)
+        State::new(plan, self.precision)
     }
 
     fn embed(&mut self, tokens: &[u32], table: &Linear, out: &mut Buffer) {
@@ -125,6 +125,7 @@ impl Backend for Reference {
         let heads = ops::ssm::Heads { a_log: heads.a_log, d: heads.d, dt_bias: heads.dt_bias };
         ops::ssm::reference(
             shape,
+            layer,
             inputs,
             projected.rows(count),
             xbc.rows(count),
@@ -177,7 +178,6 @@ impl Backend for Reference {
             v.rows(count),
             &mut state.keys[layer],
             &mut state.values[layer],
-            self.precision.store(),
             out.rows_mut(count),
         );
         self.precision.round(out.rows_mut(count));

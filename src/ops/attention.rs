@@ -1,6 +1,6 @@
 //! Grouped-query attention over paged K/V, causal, with no position encoding of any kind.
 
-use super::Cost;
+use super::{Cost, cells::Cells};
 use crate::backend::StepInputs;
 use crate::model::config::Attention;
 
@@ -32,8 +32,7 @@ impl Pages {
     }
 }
 
-/// `q` [T, heads * D] · `k`, `v` [T, kv * D] are first written to `keys`, `values` (pages, any element type
-/// the cache has is emulated by `store`) · `out` [T, heads * D].
+/// `q` [T, heads * D] · `k`, `v` [T, kv * D] are first written to `keys`, `values` (pages) · `out` [T, heads * D].
 pub fn reference(
     shape: &Attention,
     inputs: &StepInputs,
@@ -41,9 +40,8 @@ pub fn reference(
     q: &[f32],
     k: &[f32],
     v: &[f32],
-    keys: &mut [f32],
-    values: &mut [f32],
-    store: fn(f32) -> f32,
+    keys: &mut Cells,
+    values: &mut Cells,
     out: &mut [f32],
 ) {
     let &Attention { heads, kv_heads, head_dim: dim } = shape;
@@ -54,10 +52,9 @@ pub fn reference(
             let token = sequence.first as usize + i;
             for head in 0..kv_heads {
                 let to = pages.offset(blocks, sequence.past as usize + i, head);
-                for j in 0..dim {
-                    keys[to + j] = store(k[(token * kv_heads + head) * dim + j]);
-                    values[to + j] = store(v[(token * kv_heads + head) * dim + j]);
-                }
+                let from = (token * kv_heads + head) * dim;
+                keys.write(to, &k[from..][..dim]);
+                values.write(to, &v[from..][..dim]);
             }
         }
         for i in 0..sequence.count as usize {
@@ -69,10 +66,9 @@ pub fn reference(
                 let mut scores: Vec<f64> = visible
                     .clone()
                     .map(|position| {
-                        let key = &keys[pages.offset(blocks, position, kv_head)..][..dim];
-                        let dot =
-                            query.iter().zip(key).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
-                        dot * scale
+                        let key = pages.offset(blocks, position, kv_head);
+                        let product = |j| f64::from(query[j]) * f64::from(keys.get(key + j));
+                        (0..dim).map(product).sum::<f64>() * scale
                     })
                     .collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -82,7 +78,7 @@ pub fn reference(
                     let sum = visible
                         .clone()
                         .zip(&scores)
-                        .map(|(p, score)| score * f64::from(values[pages.offset(blocks, p, kv_head) + j]))
+                        .map(|(p, score)| score * f64::from(values.get(pages.offset(blocks, p, kv_head) + j)))
                         .sum::<f64>();
                     out[(token * heads + head) * dim + j] = (sum / total) as f32;
                 }
@@ -128,21 +124,11 @@ mod tests {
             blocks: vec![1, 0],
             ..StepInputs::default()
         };
-        let (mut keys, mut values, mut out) = (vec![9.0; 4], vec![9.0; 4], vec![0.0; 6]);
+        let pool = || Cells::F32([9.0; 4].into());
+        let (mut keys, mut values, mut out) = (pool(), pool(), vec![0.0; 6]);
         let q = [1.0; 6];
-        reference(
-            &shape,
-            &inputs,
-            pages,
-            &q,
-            &[0.0; 3],
-            &[3.0, 5.0, 10.0],
-            &mut keys,
-            &mut values,
-            |x| x,
-            &mut out,
-        );
+        reference(&shape, &inputs, pages, &q, &[0.0; 3], &[3.0, 5.0, 10.0], &mut keys, &mut values, &mut out);
         assert_eq!(out, [3.0, 3.0, 4.0, 4.0, 6.0, 6.0]);
-        assert_eq!(values, [10.0, 9.0, 3.0, 5.0], "pages follow the block table");
+        assert_eq!(values, Cells::F32([10.0, 9.0, 3.0, 5.0].into()), "pages follow the block table");
     }
 }

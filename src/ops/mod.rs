@@ -4,6 +4,7 @@
 //! them. A reference takes `[T, width]` rows as flat slices and writes where it is told.
 
 pub mod attention;
+pub mod cells;
 pub mod conv;
 pub mod embed;
 pub mod experts;

@@ -1,7 +1,12 @@
 //! The Mamba-2 recurrence: per head `S = exp(dt A) S + dt x Bᵀ`, `y = S C + D x`.
 //! Source: Dao and Gu 2024, arXiv 2405.21060; spec nemotron-h §2.3 steps 3 to 6.
 
-use super::{Cost, lanes::Lanes, softplus};
+use super::{
+    Cost,
+    cells::{Cells, Rounding},
+    lanes::Lanes,
+    softplus,
+};
 use crate::backend::StepInputs;
 use crate::model::config::Mamba;
 
@@ -23,14 +28,15 @@ pub fn step_size(raw: f32, bias: f32, limit: (f32, f32)) -> f32 {
 }
 
 /// `projected` [T, 2d + 2GN + H], of which the last H columns are dt · `xbc` [T, c] after the convolution ·
-/// `states` [places, H, P, N] · `lanes`: replayed first, then the drafts' rows replace them · `out` [T, d].
+/// `states` [places, H, P, N] of Mamba layer `layer`, rounded after every token if they are f16 · `lanes`: replayed first, then the drafts' rows replace them · `out` [T, d].
 pub fn reference(
     shape: &Mamba,
+    layer: usize,
     inputs: &StepInputs,
     projected: &[f32],
     xbc: &[f32],
     heads: Heads<'_>,
-    states: &mut [f32],
+    states: &mut Cells,
     lanes: &mut Lanes,
     out: &mut [f32],
 ) {
@@ -38,22 +44,28 @@ pub fn reference(
     let size = d * shape.state_size;
     let mut unseen = vec![0.0; d];
     for (index, sequence) in inputs.sequences.iter().enumerate() {
-        let mut state = match sequence.past {
-            0 => vec![0.0; size],
-            _ => states[sequence.source as usize * size..][..size].to_vec(),
+        let mut state = vec![0.0; size];
+        if sequence.past > 0 {
+            states.read(sequence.source as usize * size, &mut state);
+        }
+        let stochastic = matches!(states, Cells::F16(_));
+        let settle = |position: u32, state: &mut [f32]| {
+            if stochastic {
+                round(shape, layer, position, state);
+            }
         };
         for i in 0..sequence.replay as usize {
             let row = sequence.lane as usize * lanes.drafts + i;
             let (xbc, dt) = (&lanes.xbc[row * c..][..c], &lanes.dt[row * h..][..h]);
             advance(shape, xbc, dt, heads, &mut state, &mut unseen);
+            settle(sequence.past - sequence.replay + i as u32, &mut state);
         }
         for i in 0..sequence.count {
             let token = (sequence.first + i) as usize;
             let dt = &projected[token * shape.projection() + d + c..][..h];
             advance(shape, &xbc[token * c..][..c], dt, heads, &mut state, &mut out[token * d..][..d]);
-            let mut keep = |place: u32| {
-                states[place as usize * size..][..size].copy_from_slice(&state);
-            };
+            settle(sequence.past + i, &mut state);
+            let mut keep = |place: u32| states.write(place as usize * size, &state);
             inputs.saves_of(index).iter().filter(|save| save.after == i + 1).for_each(|save| keep(save.to));
             if i + 1 == sequence.certain() {
                 keep(sequence.slot);
@@ -87,16 +99,27 @@ fn advance(shape: &Mamba, row: &[f32], dt: &[f32], heads: Heads<'_>, state: &mut
     }
 }
 
+/// Every element of every head after the token at `position`.
+fn round(shape: &Mamba, layer: usize, position: u32, state: &mut [f32]) {
+    for (head, state) in state.chunks_exact_mut(shape.head_dim * shape.state_size).enumerate() {
+        let rounding = Rounding::new(position, layer as u32, head as u32);
+        for (element, value) in state.iter_mut().enumerate() {
+            *value = rounding.apply(element as u32, *value);
+        }
+    }
+}
+
+/// `element` is the bytes of one number of the state.
 /// The state is read and written once per step, however many tokens the step has; a save is one more write, and a
 /// draft costs its row in the lane.
-pub fn cost(shape: &Mamba, inputs: &StepInputs) -> Cost {
+pub fn cost(shape: &Mamba, inputs: &StepInputs, element: usize) -> Cost {
     let (state, tokens) = (shape.inner() * shape.state_size, inputs.tokens.len());
     let row = shape.conv_channels() + shape.heads;
     let replayed: u32 = inputs.sequences.iter().map(|s| s.replay).sum();
-    let moved = (2 * inputs.sequences.len() + inputs.saves.len()) * state + inputs.lane_rows() * row;
+    let moved = (2 * inputs.sequences.len() + inputs.saves.len()) * state;
     Cost {
         weights: (shape.heads * 3 * 2) as u64,
-        state: (moved * 4) as u64,
+        state: (moved * element + inputs.lane_rows() * row * 4) as u64,
         activations: (tokens * (row + shape.inner()) * 4) as u64,
         flops: (tokens * state * 6 + replayed as usize * state * 4) as u64,
     }
@@ -127,13 +150,13 @@ mod tests {
         // z, x, B, C, dt; only dt is read from the projection.
         let projected = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
         let xbc = [1.0, 1.0, 2.0, 2.0, 0.5, 1.0];
-        let mut state = [9.0];
+        let mut state = Cells::F32([9.0].into());
         let mut out = [0.0; 2];
         let heads = Heads { a_log: &[0.0], d: &[0.5], dt_bias: &[0.5] };
-        reference(&shape, &inputs, &projected, &xbc, heads, &mut state, &mut lanes, &mut out);
+        reference(&shape, 0, &inputs, &projected, &xbc, heads, &mut state, &mut lanes, &mut out);
         assert!((out[0] - 2.448_154).abs() < 1e-6, "{out:?}");
         assert!((out[1] - 2.879_109_8).abs() < 1e-6, "{out:?}");
-        assert!((state[0] - 1.879_109_8).abs() < 1e-6, "{state:?}");
+        assert!((state.get(0) - 1.879_109_8).abs() < 1e-6, "{state:?}");
     }
 
     #[test]

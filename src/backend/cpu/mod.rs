@@ -43,6 +43,8 @@ pub struct Cpu {
 struct Scratch {
     rows: Vec<f32>,
     scores: Vec<f32>,
+    /// One head's keys or values of one block, decoded.
+    page: Vec<f32>,
     /// The state of one head, which drafts advance and nobody keeps.
     state: Vec<f32>,
 }
@@ -219,11 +221,13 @@ impl Backend for Cpu {
 
     fn state(&mut self, plan: &StatePlan) -> State {
         let head = plan.mamba.iter().map(|m| m.head_dim * m.state_size).max().unwrap_or(0);
+        let page = plan.attention.iter().map(|a| plan.block_len * a.head_dim).max().unwrap_or(0);
         for scratch in &mut self.scratch {
             scratch.scores.resize(scratch.scores.len().max(plan.blocks * plan.block_len), 0.0);
+            scratch.page.resize(page, 0.0);
             scratch.state.resize(head, 0.0);
         }
-        State::new(plan)
+        State::new(plan, self.precision)
     }
 
     fn run<R: Send>(&mut self, step: impl FnOnce(&mut Self) -> R + Send) -> R {
@@ -313,11 +317,12 @@ impl Backend for Cpu {
         let scan = ssm::Scan {
             isa: self.isa,
             shape,
+            layer,
             projected,
             xbc,
             heads: ops::ssm::Heads { a_log: heads.a_log, d: heads.d, dt_bias: heads.dt_bias },
             lanes: &state.lanes[layer],
-            states: Output::new(&mut state.ssm[layer], head_state),
+            states: ssm::States::new(&mut state.ssm[layer], head_state),
             output: Output::new(&mut out.data, out.width),
         };
         let count = inputs.sequences.len() * shape.heads;
@@ -375,9 +380,9 @@ impl Backend for Cpu {
         let (isa, precision) = (self.isa, self.precision);
         let pages = ops::attention::Pages::new(shape, state.block_len);
         let (keys, values) = (&mut state.keys[layer], &mut state.values[layer]);
-        attention::append(inputs, pages, k, keys, precision);
-        attention::append(inputs, pages, v, values, precision);
-        let (keys, values): (&[f32], &[f32]) = (keys, values);
+        attention::append(inputs, pages, k, keys);
+        attention::append(inputs, pages, v, values);
+        let (keys, values): (&_, &_) = (keys, values);
         let output = Output::new(&mut out.data, out.width);
         let work = ops::attention::cost(shape, inputs, 4).flops as usize / 2;
         let count = inputs.tokens.len() * shape.heads;
@@ -393,8 +398,8 @@ impl Backend for Cpu {
                 let from = sequence.visible_from as usize;
                 let view = attention::View { pages, blocks: inputs.blocks_of(sequence), from };
                 let kv_head = head / (shape.heads / shape.kv_heads);
-                let scores = &mut scratch.scores[..own + 1 - from];
-                attention::attend(isa, view, kv_head, query, keys, values, scores, out);
+                let (scores, page) = (&mut scratch.scores[..own + 1 - from], &mut scratch.page[..]);
+                attention::attend(isa, view, kv_head, query, keys, values, page, scores, out);
                 precision.round(out);
             }
         });
@@ -410,7 +415,7 @@ impl Backend for Cpu {
         routes: &mut Routes,
     ) {
         let (isa, chosen, experts) = (self.isa, shape.experts_per_token, shape.experts);
-        let ids = IdsOutput(routes.ids.as_mut_ptr());
+        let ids = Output::new(&mut routes.ids, chosen);
         let weights = Output::new(&mut routes.weights, chosen);
         split(&mut self.scratch, tokens, 4, tokens * gate.rows * gate.cols, |scratch, from, to| {
             let Scratch { rows, scores, .. } = scratch;
@@ -419,9 +424,7 @@ impl Backend for Cpu {
                 let one = Tokens::all(u.row(t), 1);
                 simd::rows(isa, gate, 0, experts, one, rows, &mut |r: usize, _: usize, y: f32| logits[r] = y);
                 // SAFETY: pieces have disjoint tokens, which are rows of ids and weights.
-                let (ids, weights) = unsafe {
-                    (std::slice::from_raw_parts_mut(ids.at(t * chosen), chosen), weights.slice(t, 0, chosen))
-                };
+                let (ids, weights) = unsafe { (ids.slice(t, 0, chosen), weights.slice(t, 0, chosen)) };
                 ops::route::choose(shape, bias, logits, &mut selection[..experts], ids, weights);
             }
         });
@@ -555,20 +558,4 @@ fn sort_by_expert(ids: &[u32], experts: usize, starts: &mut [u32], pairs: &mut [
     // Now starts[e + 1] is where expert e begins: shift the array down by one.
     starts.copy_within(1.., 0);
     starts[experts] = ids.len() as u32;
-}
-
-/// A pointer that threads may share to write disjoint elements.
-#[derive(Clone, Copy)]
-struct IdsOutput(*mut u32);
-
-// SAFETY: callers write disjoint elements only.
-unsafe impl Send for IdsOutput {}
-// SAFETY: as for Send.
-unsafe impl Sync for IdsOutput {}
-
-impl IdsOutput {
-    fn at(self, index: usize) -> *mut u32 {
-        // Wrapping: the caller's slice bounds are what makes the result valid.
-        self.0.wrapping_add(index)
-    }
 }

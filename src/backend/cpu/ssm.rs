@@ -1,8 +1,12 @@
 //! The recurrence of a Mamba layer, by heads.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 use super::simd::{Isa, Output, fma, reduce, versions};
 use crate::backend::{Save, SequenceInputs};
 use crate::model::config::Mamba;
+use crate::ops::cells::{Cells, Rounding};
 use crate::ops::lanes::Lanes;
 use crate::ops::ssm;
 
@@ -14,16 +18,8 @@ struct Rows<'a> {
     /// Raw dt, `[., H]` at the end of rows of `stride`.
     dt: &'a [f32],
     stride: usize,
-}
-
-impl Rows<'_> {
-    fn from(self, token: usize, shape: &Mamba) -> Self {
-        Rows {
-            xbc: &self.xbc[token * shape.conv_channels()..],
-            dt: &self.dt[token * self.stride..],
-            stride: self.stride,
-        }
-    }
+    /// Of the first of them in the sequence.
+    position: u32,
 }
 
 /// What is one head's own: its index and its constants.
@@ -34,6 +30,8 @@ struct Head {
     rate: f32,
     d: f32,
     dt_bias: f32,
+    /// The Mamba layer, if its state is rounded after every token.
+    rounded: Option<u32>,
 }
 
 impl Head {
@@ -43,6 +41,16 @@ impl Head {
         let raw = rows.dt[(row + 1) * rows.stride - shape.heads + self.index];
         let dt = ssm::step_size(raw, self.dt_bias, shape.dt_limit);
         (dt, (dt * self.rate).exp())
+    }
+
+    /// What is left to do with a state after the token at `position`.
+    #[inline(always)]
+    fn settle(&self, position: u32, state: &mut [f32]) {
+        let Some(layer) = self.rounded else { return };
+        let rounding = Rounding::new(position, layer, self.index as u32);
+        for (element, value) in state.iter_mut().enumerate() {
+            *value = rounding.apply(element as u32, *value);
+        }
     }
 }
 
@@ -86,6 +94,7 @@ fn scan_body<const FMA: bool>(
             }
             *out = fma::<FMA>(head.d, x, y);
         }
+        head.settle(rows.position + token as u32, state);
     }
 }
 
@@ -117,6 +126,7 @@ fn replay_body<const FMA: bool>(shape: &Mamba, head: Head, rows: Rows<'_>, count
                 *s = fma::<FMA>(*s, decay, input * b);
             }
         }
+        head.settle(rows.position + token as u32, state);
     }
 }
 
@@ -124,19 +134,38 @@ versions! {
     fn replay = replay_body(shape: &Mamba, head: Head, rows: Rows<'_>, count: usize, state: &mut [f32])
 }
 
+/// [places * H, P * N], as they are kept.
+#[derive(Clone, Copy)]
+pub enum States {
+    F32(Output),
+    F16(Output<f16>),
+}
+
+impl States {
+    /// `size` is that of one head.
+    pub fn new(cells: &mut Cells, size: usize) -> Self {
+        match cells {
+            Cells::F32(cells) => States::F32(Output::new(cells, size)),
+            Cells::F16(cells) => States::F16(Output::new(cells, size)),
+            Cells::Bf16(_) | Cells::Fp8(_) => unreachable!("`SsmType` has no such state"),
+        }
+    }
+}
+
 /// The recurrence of one layer in a step, shared by the threads that split its heads.
 #[derive(Clone, Copy)]
 pub struct Scan<'a> {
     pub isa: Isa,
     pub shape: &'a Mamba,
+    /// Among the Mamba layers.
+    pub layer: usize,
     /// [T, 2d + 2GN + H]
     pub projected: &'a [f32],
     /// [T, c]
     pub xbc: &'a [f32],
     pub heads: ssm::Heads<'a>,
     pub lanes: &'a Lanes,
-    /// [places * H, P * N]
-    pub states: Output,
+    pub states: States,
     /// [T, d]
     pub output: Output,
 }
@@ -148,47 +177,109 @@ impl Scan<'_> {
     /// # Safety
     /// No other thread may touch this head of the sequence's places and of its lane, and its columns of the output.
     pub unsafe fn run(&self, sequence: &SequenceInputs, saves: &[Save], head: usize, scratch: &mut [f32]) {
-        let Scan { isa, shape, heads, .. } = *self;
-        let size = shape.head_dim * shape.state_size;
+        let scratch = &mut scratch[..self.shape.head_dim * self.shape.state_size];
         // SAFETY: passed on from the caller.
-        let place = |place: u32| unsafe { self.states.slice(place as usize * shape.heads + head, 0, size) };
-        let head = Head {
-            index: head,
-            rate: -heads.a_log[head].exp(),
-            d: heads.d[head],
-            dt_bias: heads.dt_bias[head],
-        };
+        unsafe {
+            match self.states {
+                States::F32(states) => self.run_in_place(states, sequence, saves, head, scratch),
+                States::F16(states) => self.run_in_scratch(states, sequence, saves, head, scratch),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Scan::run`].
+    unsafe fn run_in_place(
+        &self,
+        states: Output,
+        sequence: &SequenceInputs,
+        saves: &[Save],
+        head: usize,
+        scratch: &mut [f32],
+    ) {
+        let row = |place: u32| place as usize * self.shape.heads + head;
+        // SAFETY: passed on from the caller; the three places are apart.
+        let place = |place: u32| unsafe { states.slice(row(place), 0, scratch.len()) };
+        let head = self.head(head, None);
         let state = place(sequence.slot);
         if sequence.past == 0 {
             state.fill(0.0);
         } else if sequence.source != sequence.slot {
             state.copy_from_slice(place(sequence.source));
         }
-        if sequence.replay > 0 {
-            replay(isa, shape, head, self.lane(sequence), sequence.replay as usize, state);
-        }
-        let (first, certain) = (sequence.first as usize, sequence.certain() as usize);
-        let rows = Rows { xbc: self.xbc, dt: self.projected, stride: shape.projection() };
-        let run = |from: usize, to: usize, state: &mut [f32]| {
-            let token = first + from;
-            scan(isa, shape, head, rows.from(token, shape), to - from, state, self.output, token);
-        };
+        self.replay(sequence, head, state);
         let mut done = 0;
         for save in saves {
-            run(done, save.after as usize, state);
-            done = save.after as usize;
+            self.scan(sequence, head, (done, save.after), state);
+            done = save.after;
             place(save.to).copy_from_slice(state);
         }
-        run(done, certain, state);
+        self.scan(sequence, head, (done, sequence.certain()), state);
         if sequence.drafts > 0 {
-            let scratch = &mut scratch[..size];
             scratch.copy_from_slice(state);
-            run(certain, sequence.count as usize, scratch);
+            self.scan(sequence, head, (sequence.certain(), sequence.count), scratch);
         }
     }
 
-    fn lane(&self, sequence: &SequenceInputs) -> Rows<'_> {
+    /// # Safety
+    /// As for [`Scan::run`].
+    unsafe fn run_in_scratch(
+        &self,
+        states: Output<f16>,
+        sequence: &SequenceInputs,
+        saves: &[Save],
+        head: usize,
+        state: &mut [f32],
+    ) {
+        let (row, size) = (|place: u32| place as usize * self.shape.heads + head, state.len());
+        // SAFETY: passed on from the caller.
+        let place = |place: u32| unsafe { states.slice(row(place), 0, size) };
+        let head = self.head(head, Some(self.layer as u32));
+        match sequence.past {
+            0 => state.fill(0.0),
+            _ => place(sequence.source).convert_to_f32_slice(state),
+        }
+        self.replay(sequence, head, state);
+        let mut done = 0;
+        for save in saves {
+            self.scan(sequence, head, (done, save.after), state);
+            done = save.after;
+            place(save.to).convert_from_f32_slice(state);
+        }
+        self.scan(sequence, head, (done, sequence.certain()), state);
+        place(sequence.slot).convert_from_f32_slice(state);
+        self.scan(sequence, head, (sequence.certain(), sequence.count), state);
+    }
+
+    fn head(&self, index: usize, rounded: Option<u32>) -> Head {
+        let rate = -self.heads.a_log[index].exp();
+        Head { index, rate, d: self.heads.d[index], dt_bias: self.heads.dt_bias[index], rounded }
+    }
+
+    /// Advances `state` by the accepted drafts in the lane.
+    fn replay(&self, sequence: &SequenceInputs, head: Head, state: &mut [f32]) {
+        if sequence.replay == 0 {
+            return;
+        }
         let row = sequence.lane as usize * self.lanes.drafts;
-        Rows { xbc: &self.lanes.xbc, dt: &self.lanes.dt, stride: self.shape.heads }.from(row, self.shape)
+        let rows = Rows {
+            xbc: &self.lanes.xbc[row * self.shape.conv_channels()..],
+            dt: &self.lanes.dt[row * self.shape.heads..],
+            stride: self.shape.heads,
+            position: sequence.past - sequence.replay,
+        };
+        replay(self.isa, self.shape, head, rows, sequence.replay as usize, state);
+    }
+
+    /// Advances `state` by the tokens `from..to` of the sequence in this step.
+    fn scan(&self, sequence: &SequenceInputs, head: Head, (from, to): (u32, u32), state: &mut [f32]) {
+        let first = (sequence.first + from) as usize;
+        let rows = Rows {
+            xbc: &self.xbc[first * self.shape.conv_channels()..],
+            dt: &self.projected[first * self.shape.projection()..],
+            stride: self.shape.projection(),
+            position: sequence.past + from,
+        };
+        scan(self.isa, self.shape, head, rows, (to - from) as usize, state, self.output, first);
     }
 }
