@@ -394,6 +394,101 @@ async fn models_are_listed_and_found_with_slashes() {
     assert_eq!(server.get("/v1/models/gpt-4").await.0, StatusCode::NOT_FOUND);
 }
 
+/// The content of the answer to `extra`, and how it ended.
+async fn said(script: &str, extra: Value) -> (Value, Value) {
+    let (status, answer) = Server::answering(script).await.json(CHAT, chat(extra)).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let choice = &answer["choices"][0];
+    (choice["message"]["content"].clone(), choice["finish_reason"].clone())
+}
+
+#[tokio::test]
+async fn a_constraint_holds_under_each_of_its_names() {
+    let choices = json!(["yes", "no"]);
+    let schema = json!({"enum": ["yes", "no"]});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+    for (extra, quoted) in [
+        (json!({"structured_outputs": {"choice": choices}}), false),
+        (json!({"structured_outputs": {"regex": "yes|no"}}), false),
+        (json!({"structured_outputs": {"grammar": "start: \"yes\" | \"no\""}}), false),
+        (json!({"structured_outputs": {"json": schema}}), true),
+        (json!({"response_format": format}), true),
+        (json!({"guided_choice": choices}), false),
+        (json!({"guided_regex": "^(yes|no)$"}), false),
+        (json!({"guided_grammar": "root ::= \"yes\" | \"no\""}), false),
+        (json!({"guided_json": schema.to_string()}), true),
+    ] {
+        let (content, reason) = said("Hm.\n</think>\nPerhaps, if", extra.clone()).await;
+        let expected =
+            ["yes", "no"].map(|word| if quoted { json!(format!("{word:?}")) } else { json!(word) });
+        assert!(expected.contains(&content), "{extra}: {content}");
+        assert_eq!(reason, json!("stop"), "{extra}");
+    }
+}
+
+#[tokio::test]
+async fn a_constraint_holds_for_completions() {
+    let server = Server::answering("Perhaps").await;
+    let body = json!({"prompt": "Well?", "temperature": 0, "n": 1, "guided_choice": ["yes", "no"]});
+    let (_, answer) = server.json("/v1/completions", body).await;
+    let choice = &answer["choices"][0];
+    assert!([json!("yes"), json!("no")].contains(&choice["text"]), "{choice}");
+    assert_eq!(choice["finish_reason"], json!("stop"));
+}
+
+#[tokio::test]
+async fn a_forced_call_says_how_it_ended_and_keeps_its_thought() {
+    let named = json!({"type": "function", "function": {"name": "weather"}});
+    for (choice, reason) in [(json!("required"), "tool_calls"), (named, "stop")] {
+        let server = Server::answering(CALL).await;
+        let body = chat(json!({"tools": weather(), "tool_choice": choice}));
+        let (_, answer) = server.json(CHAT, body).await;
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["finish_reason"], json!(reason), "{choice}");
+        assert_eq!(choice["message"]["reasoning"], json!("Look it up."), "{choice}");
+        let calls = &choice["message"]["tool_calls"];
+        assert_eq!(calls[0]["function"]["arguments"], json!("{\"city\": \"Bonn\", \"days\": 2}"), "{choice}");
+        assert_eq!(calls.as_array().map(Vec::len), Some(1));
+    }
+}
+
+#[tokio::test]
+async fn a_call_within_the_thought_is_a_forced_call_too() {
+    let script = CALL.replace("\n</think>", "");
+    let server = Server::answering(&script).await;
+    let body = chat(json!({"tools": weather(), "tool_choice": "required", "thinking_token_budget": 50}));
+    let (_, answer) = server.json(CHAT, body).await;
+    let message = &answer["choices"][0]["message"];
+    assert_eq!(message["reasoning"], json!("Look it up."), "{message}");
+    assert_eq!(message["tool_calls"][0]["function"]["name"], json!("weather"), "{message}");
+}
+
+#[tokio::test]
+async fn a_call_is_held_to_its_schema_unasked() {
+    let server = Server::answering(&CALL.replace("\n2\n", "\ntwo\n")).await;
+    let (_, answer) = server.json(CHAT, chat(json!({"tools": weather(), "max_tokens": 100}))).await;
+    let message = &answer["choices"][0]["message"];
+    // The script does not know that it was led astray, so the call need not end; but it has no word for a number.
+    assert!(!message.to_string().contains("two"), "{message}");
+}
+
+#[tokio::test]
+async fn a_thought_ends_at_its_budget() {
+    for (budget, thought) in [(0, Value::Null), (1, json!("one")), (3, json!("one two three"))] {
+        let server = Server::answering("one two three four five six seven eight").await;
+        let text = text();
+        let count = thought.as_str().map_or(0, |text_| text.encode(text_, false).expect("text").len());
+        let budget = if budget == 0 { 0 } else { count };
+        let (_, answer) = server.json(CHAT, chat(json!({"thinking_token_budget": budget}))).await;
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["message"]["reasoning"], thought, "{choice}");
+        assert_eq!(choice["finish_reason"], json!("stop"), "{choice}");
+        let details = &answer["usage"]["completion_tokens_details"];
+        // The line break before the end is a thought's, too.
+        assert_eq!(details["reasoning_tokens"], json!(if count == 0 { 0 } else { count + 1 }), "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn bad_requests_are_named() {
     let server = Server::answering("x").await;
@@ -425,23 +520,27 @@ async fn bad_requests_are_named() {
     check(CHAT, &with(json!({"model": "gpt-4"})), 404, json!("model"), "nvidia/tiny").await;
     check(CHAT, &with(json!({"temperature": 3})), 400, json!("temperature"), "between 0 and 2").await;
     check(CHAT, &with(json!({"max_tokens": 100_000})), 400, json!("max_tokens"), "max_model_len").await;
-    check(
-        CHAT,
-        &with(json!({"response_format": {"type": "json_object"}})),
-        400,
-        json!("response_format"),
-        "grammar",
-    )
-    .await;
-    check(CHAT, &with(json!({"guided_json": {}})), 400, json!("guided_json"), "grammar").await;
-    check(
-        CHAT,
-        &with(json!({"tools": weather(), "tool_choice": "required"})),
-        400,
-        json!("tool_choice"),
-        "grammar",
-    )
-    .await;
+    for stream in [false, true] {
+        let with = |extra: Value| {
+            let mut body = chat(extra);
+            body["stream"] = json!(stream);
+            body.to_string()
+        };
+        let format = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}});
+        let path = json!("response_format.json_schema.schema");
+        check(CHAT, &with(format(json!({"type": "text"}))), 400, path.clone(), "`type`").await;
+        check(CHAT, &with(format(json!({"$ref": "#/$defs/No"}))), 400, path.clone(), "No").await;
+        check(CHAT, &with(format(json!({"enum": []}))), 400, path, "`enum`").await;
+        check(CHAT, &with(json!({"guided_regex": "("})), 400, json!("guided_regex"), "regex").await;
+        check(CHAT, &with(json!({"guided_grammar": "?"})), 400, json!("guided_grammar"), "grammar").await;
+        let nested = "(".repeat(100_000);
+        check(CHAT, &with(json!({"guided_regex": nested})), 400, json!("guided_regex"), "brackets").await;
+        let unspeakable = json!([{"type": "function", "function": {"name": "a>b"}}]);
+        let forced = json!({"tools": unspeakable, "tool_choice": "required"});
+        check(CHAT, &with(forced), 400, json!("tools"), "a>b").await;
+    }
+    let both = json!({"structured_outputs": {"regex": "a", "choice": ["b"]}});
+    check(CHAT, &with(both), 400, json!("structured_outputs"), "exactly one").await;
     let long = json!([{"role": "user", "content": "word ".repeat(2000)}]);
     check(CHAT, &with(json!({"messages": long})), 400, json!("input_tokens"), "maximum context length").await;
     // Fields that nobody knows, nulls and floats do no harm.
