@@ -73,6 +73,41 @@ fn names() -> Vec<String> {
     vec!["nvidia/tiny".into(), "tiny".into()]
 }
 
+fn limits() -> Limits {
+    Limits { step_tokens: 1024, logit_rows: 1024, slots: 8, blocks: 512, block_len: 16, ..Limits::default() }
+}
+
+/// A model that answers `script`.
+async fn resident(index: usize, names: Vec<String>, script: &str, pace: Duration) -> api::Resident {
+    let text = text();
+    let ids = text.encode(script, false).expect("plain text");
+    let end = text.id_of("<|im_end|>").expect("a control token");
+    let network = Script { ids, end, pace, prompts: HashMap::new(), limits: limits(), logits: Vec::new() };
+    around(index, names, text, network).await
+}
+
+/// A model that does what `network` does.
+async fn around(
+    index: usize,
+    served_names: Vec<String>,
+    text: Text,
+    network: impl Network + 'static,
+) -> api::Resident {
+    let config = EngineConfig { context_len: CONTEXT, ..EngineConfig::default() };
+    let (engine, _) = engine::start(config, move |_| Ok(Box::new(network)));
+    engine.loaded().await;
+    let model = ModelInfo {
+        served_names,
+        root: "tiny".into(),
+        created: 1,
+        max_model_len: CONTEXT,
+        vocab_size: VOCAB,
+        stop_ids: text.id_of("<|im_end|>").into_iter().collect(),
+        defaults: SamplingDefaults::default(),
+    };
+    api::Resident { index, text: Arc::new(text), engine, model: Arc::new(model) }
+}
+
 /// A server whose model answers `script`.
 struct Server {
     app: Arc<App>,
@@ -84,36 +119,8 @@ impl Server {
     }
 
     async fn start(script: &str, pace: Duration, options: Options) -> Self {
-        let text = text();
-        let ids = text.encode(script, false).expect("plain text");
-        let end = text.id_of("<|im_end|>").expect("a control token");
-        let limits = Limits {
-            step_tokens: 1024,
-            logit_rows: 1024,
-            slots: 8,
-            blocks: 512,
-            block_len: 16,
-            ..Limits::default()
-        };
-        let network = Script { ids, end, pace, prompts: HashMap::new(), limits, logits: Vec::new() };
-        let config = EngineConfig { context_len: CONTEXT, ..EngineConfig::default() };
-        let (engine, _) = engine::start(config, move |_| Ok(Box::new(network)));
-        engine.loaded().await;
         let app = App::new(options);
-        app.set_resident(api::Resident {
-            index: 0,
-            text: Arc::new(text),
-            engine,
-            model: Arc::new(ModelInfo {
-                served_names: names(),
-                root: "tiny".into(),
-                created: 1,
-                max_model_len: CONTEXT,
-                vocab_size: VOCAB,
-                stop_ids: vec![end],
-                defaults: SamplingDefaults::default(),
-            }),
-        });
+        app.set_resident(resident(0, names(), script, pace).await);
         Self { app }
     }
 
@@ -724,6 +731,155 @@ async fn the_last_word_of_an_answer_says_how_long_it_took() {
             assert!(before.iter().all(|event| event.get("timings").is_none()), "{before:?}");
         }
     }
+}
+
+/// A front model that says "front", one behind that is not there yet, and what puts it there.
+async fn two() -> (Server, api::Resident) {
+    let mut options = Options::new(names());
+    options.models.push(vec!["large".into()]);
+    let app = App::new(options);
+    app.set_resident(resident(0, names(), " front", Duration::ZERO).await);
+    (Server { app }, resident(1, vec!["large".into()], " behind", Duration::ZERO).await)
+}
+
+fn continued(model: Value) -> Value {
+    json!({"model": model, "prompt": "Once", "temperature": 0})
+}
+
+#[tokio::test]
+async fn the_model_of_a_request_picks_the_engine() {
+    let (server, behind) = two().await;
+    server.app.set_resident(behind);
+    let check = async |model: Value, said: &str| {
+        let (status, answer) = server.json("/v1/completions", continued(model.clone())).await;
+        assert_eq!((status, &answer["choices"][0]["text"]), (StatusCode::OK, &json!(said)), "{model}");
+        assert_eq!(answer["model"], if said == " behind" { json!("large") } else { json!("nvidia/tiny") });
+    };
+    check(Value::Null, " front").await;
+    check(json!(""), " front").await;
+    check(json!("nvidia/tiny"), " front").await;
+    check(json!("large"), " behind").await;
+    for path in ["/v1/completions", CHAT, "/tokenize", "/detokenize"] {
+        let (status, error) = server.json(path, continued(json!("medium"))).await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{path}: {error}");
+        assert!(error["error"]["message"].to_string().contains("nvidia/tiny, tiny, large"), "{error}");
+    }
+    let (_, list) = server.get("/v1/models").await;
+    let list: Value = serde_json::from_str(&list).expect("JSON");
+    let ids: Vec<&Value> = list["data"].as_array().into_iter().flatten().map(|card| &card["id"]).collect();
+    assert_eq!(ids, ["nvidia/tiny", "tiny", "large"]);
+    assert_eq!(server.get("/v1/models/large").await.0, StatusCode::OK);
+    let (_, page) = server.get("/metrics").await;
+    for series in [
+        "vllm:request_success_total{engine=\"0\",finished_reason=\"stop\",model_name=\"nvidia/tiny\"} 3",
+        "vllm:request_success_total{engine=\"1\",finished_reason=\"stop\",model_name=\"large\"} 1",
+        "vllm:num_requests_running{model_name=\"large\",engine=\"1\"} 0",
+    ] {
+        assert!(page.lines().any(|line| line == series), "no {series} in {page}");
+    }
+}
+
+#[tokio::test]
+async fn one_that_still_loads_keeps_only_its_own_requests_waiting() {
+    let (server, behind) = two().await;
+    assert_eq!(server.json("/v1/completions", continued(json!("tiny"))).await.0, StatusCode::OK);
+    let (status, error) = server.json("/v1/completions", continued(json!("large"))).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(error["error"]["message"].to_string().contains("Loading model"), "{error}");
+    let (status, health) = server.get("/health").await;
+    assert_eq!(
+        (status, health.as_str()),
+        (StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"loading","progress":0.5}"#)
+    );
+    server.app.set_resident(behind);
+    assert_eq!(server.get("/health").await.0, StatusCode::OK);
+}
+
+/// Every step waits for a word from outside, and dies of a bad one.
+struct Gate {
+    words: std::sync::mpsc::Receiver<Result<(), StepError>>,
+    limits: Limits,
+    logits: Vec<f32>,
+}
+
+impl Network for Gate {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn step(&mut self, inputs: &StepInputs) -> Result<&[f32], StepError> {
+        self.words.recv().unwrap_or(Ok(()))?;
+        self.logits.clear();
+        self.logits.resize(inputs.logit_rows.len() * VOCAB, 0.0);
+        Ok(&self.logits)
+    }
+}
+
+async fn gated(
+    index: usize,
+    names: Vec<String>,
+) -> (api::Resident, std::sync::mpsc::Sender<Result<(), StepError>>) {
+    let (word, words) = std::sync::mpsc::channel();
+    let network = Gate { words, limits: limits(), logits: Vec::new() };
+    (around(index, names, text(), network).await, word)
+}
+
+/// Asks until the answer has `words`.
+async fn until(server: &Server, path: &str, words: &str) {
+    let give_up = Instant::now() + Duration::from_secs(60);
+    loop {
+        let text = server.get(path).await.1;
+        if text.contains(words) {
+            return;
+        }
+        assert!(Instant::now() < give_up, "no {words:?} in {text}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_does_not_end_turns_health_red_until_it_does() {
+    let mut options = Options::new(names());
+    options.stall_timeout = Duration::from_millis(1);
+    let app = App::new(options);
+    let (resident, word) = gated(0, names()).await;
+    app.set_resident(resident);
+    let server = Server { app };
+    let one = json!({"prompt": "x", "max_tokens": 1});
+    let stuck = server.call(post("/v1/completions", one.to_string()));
+    let watch = async {
+        until(&server, "/health", "no step has finished").await;
+        until(&server, "/metrics", "ferrotron:stalled{model_name=\"nvidia/tiny\",engine=\"0\"} 1").await;
+        word.send(Ok(())).expect("the network lives");
+    };
+    let (response, ()) = tokio::join!(stuck, watch);
+    assert_eq!(response.status(), StatusCode::OK);
+    until(&server, "/health", "ok").await;
+    until(&server, "/metrics", "ferrotron:stalled{model_name=\"nvidia/tiny\",engine=\"0\"} 0").await;
+}
+
+#[tokio::test]
+async fn a_dead_engine_turns_health_red_and_tells_who_waits() {
+    let (server, _) = two().await;
+    let (resident, word) = gated(1, vec!["large".into()]).await;
+    server.app.set_resident(resident);
+    assert_eq!(server.get("/health").await.0, StatusCode::OK);
+    word.send(Err(StepError::Device("it burns".into()))).expect("the network lives");
+    let (status, error) = server.json("/v1/completions", continued(json!("large"))).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(error["error"]["message"].to_string().contains("it burns"), "{error}");
+    let (status, health) = server.get("/health").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(health.contains("large: the device failed: it burns"), "{health}");
+    let (status, error) = server.json("/v1/completions", continued(json!("large"))).await;
+    assert_eq!(
+        (status, &error["error"]["type"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &json!("Service Unavailable"))
+    );
 }
 
 #[tokio::test]

@@ -306,9 +306,36 @@ fn a_flag_that_cannot_be_is_refused_before_anything_is_set_aside() {
     check("--max-num-seqs", "1025", "1..=1024");
     check("--max-num-queued-reqs", "0", "from 1 to 1000000");
     check("--max-model-len", "8193", "at most the model's 8192 tokens, got 8193");
+    check("--kv-cache-tokens", "1000000000k", "--allow-overcommit");
+    check("--spec-depth", "9", "0..=8");
+    check("--speculative-config", "eagle", "must be");
     check("--host", "256.0.0.1", "256.0.0.1");
     check("--chat-template", "/nowhere/template", "/nowhere/template");
     check("--override-generation-config", r#"{"top_p": 2}"#, "top_p: expected above 0 and at most 1, got 2");
+}
+
+#[test]
+fn two_models_share_a_door_and_not_their_answers() {
+    let alone = Server::ready(&["tiny-nvfp4"]).post(COMPLETIONS, &greedy("Hi! My name is", 20)).text();
+    let server = Server::ready(&["tiny", "--model", "large=tiny-nvfp4"]);
+    let large = with(greedy("Hi! My name is", 20), "model", json!("large"));
+    let together = ["tiny", "large"]
+        .map(|model| server.begin(COMPLETIONS, &with(greedy("Hi! My name is", 20), "model", json!(model))));
+    let [_, behind] = together.map(|open| open.answer().text());
+    assert_eq!((&behind, &server.post(COMPLETIONS, &large).text()), (&alone, &alone));
+    assert_eq!(server.metric("vllm:generation_tokens_total", "engine=\"0\""), 20.0);
+    assert_eq!(server.metric("vllm:generation_tokens_total", "engine=\"1\""), 40.0);
+    let plan = server.log();
+    assert!(plan.lines().any(|line| line.contains("tiny") && line.contains("together")), "{plan}");
+}
+
+#[test]
+fn a_stall_is_told() {
+    // No step is so quick: whoever looks while one runs finds it late.
+    let server = Server::ready(&["--health-stall-timeout", "0.00001"]);
+    let mut stream = server.begin(COMPLETIONS, &endless(true));
+    stream.line("data:");
+    server.wait_for_log("The engine of tiny has finished no step for");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `serve`: models behind an HTTP server, from flags to a clean end.
 
 mod args;
+mod end;
 mod memory;
 mod sizes;
 mod spelling;
@@ -16,22 +17,19 @@ use crate::api::{
 use crate::engine::{self, Busy, EngineConfig, Status, TraceWriter};
 use anyhow::{Context as _, bail};
 use args::{Context, Served};
+use end::{ended, until_end};
 use serde_json::{Map, Value};
 use sizes::{Sizes, Wish};
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 /// Without a word from the user, more context than this is not set aside: room is reserved for each sequence.
 const CONTEXT_DEFAULT: usize = 32_768;
-/// After an engine's death the process ends within two seconds, so that whoever started it starts it again; until
-/// then its last answers may leave.
-const DEATH_GRACE: Duration = Duration::from_millis(1800);
 /// How far the threads of a model behind give way to those of the model in front: about a tenth of its weight.
 const NICE_BEHIND: i32 = 10;
 
@@ -102,56 +100,6 @@ pub async fn serve_on(
     }
     let outlives = std::env::var("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH").is_ok_and(|value| value == "1");
     until_end(&app, server, &stop, outlives).await
-}
-
-/// Waits for the end of the server, or of an engine, which ends the server with it unless it `outlives` that.
-/// Errors: why the engine died.
-async fn until_end(
-    app: &App,
-    mut server: JoinHandle<io::Result<()>>,
-    stop: &watch::Sender<bool>,
-    outlives: bool,
-) -> anyhow::Result<()> {
-    let reason = tokio::select! {
-        served = &mut server => return ended(served),
-        reason = death(app) => reason,
-    };
-    tracing::error!("The engine stopped: {reason}");
-    if outlives {
-        ended(server.await)?;
-    } else {
-        let farewell = async {
-            // The other engines' readers are told at once; then every answer has its end.
-            app.shutdown(Duration::ZERO).await;
-            stop.send_replace(true);
-            server.await
-        };
-        // Whoever has not read its answer by then never will.
-        let _ = tokio::time::timeout(DEATH_GRACE, farewell).await;
-    }
-    bail!("the engine stopped: {reason}")
-}
-
-fn ended(server: Result<io::Result<()>, tokio::task::JoinError>) -> anyhow::Result<()> {
-    server.context("the server's task failed")?.context("the server failed")
-}
-
-/// Resolves with the reason when an engine dies; never if all end as asked.
-async fn death(app: &App) -> String {
-    let ends = app.residents().map(|resident| {
-        Box::pin(async move {
-            resident.engine.ended().await;
-            match resident.engine.status() {
-                Status::Dead(reason) => reason,
-                _ => std::future::pending().await,
-            }
-        })
-    });
-    let ends: Vec<_> = ends.collect();
-    if ends.is_empty() {
-        return std::future::pending().await;
-    }
-    futures_util::future::select_all(ends).await.0
 }
 
 /// Reads the checkpoints and divides the memory, then lets the engines load their weights one after the other, the
