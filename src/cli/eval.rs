@@ -42,14 +42,14 @@ pub struct Args {
 
 /// One held-out prompt and what counts as right.
 #[derive(Debug, Deserialize)]
-struct Problem {
+pub struct Problem {
     family: String,
-    request: Request,
+    pub request: Request,
     expect: Expect,
 }
 
 #[derive(Debug, Deserialize)]
-struct Request {
+pub struct Request {
     messages: Vec<Turn>,
     #[serde(default)]
     tools: Vec<Value>,
@@ -182,7 +182,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn prompt(text: &Text, request: &Request) -> anyhow::Result<Vec<u32>> {
+/// The ids of a problem's prompt.
+pub fn prompt(text: &Text, request: &Request) -> anyhow::Result<Vec<u32>> {
     let chat = Chat {
         messages: request.messages.iter().map(Message::from).collect(),
         tools: request.tools.clone(),

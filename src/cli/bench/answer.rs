@@ -17,6 +17,8 @@ pub struct Answer {
     pub finish_reason: Option<String>,
     /// When each chunk came that carries text or a call.
     pub times: Vec<Instant>,
+    /// When the first and the last event came, whatever they carry. Servers open a stream with the first token.
+    pub first: Option<Instant>,
     pub last: Option<Instant>,
 }
 
@@ -39,6 +41,7 @@ pub struct Usage {
 impl Answer {
     /// Takes in an event of `/v1/completions` or `/v1/chat/completions`.
     pub fn push(&mut self, event: &Value, now: Instant) {
+        self.first.get_or_insert(now);
         self.last = Some(now);
         if let Some(usage) = event.get("usage").filter(|usage| usage.is_object()) {
             let count = |value: &Value| value.as_u64().unwrap_or(0) as usize;

@@ -70,17 +70,16 @@ impl Target {
     }
 
     pub async fn get_text(&self, path: &str) -> Result<String, ClientError> {
-        self.in_time(async {
-            let response = self.send(Request::get(self.uri(path)), path, Bytes::new()).await?;
-            let body = response.into_body().collect().await.map_err(|error| self.broken(error))?;
-            Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
-        })
-        .await
+        self.whole(Request::get(self.uri(path)), path, Bytes::new()).await
     }
 
     pub async fn get(&self, path: &str) -> Result<Value, ClientError> {
-        let text = self.get_text(path).await?;
-        serde_json::from_str(&text).map_err(|error| ClientError::Json { path: path.to_owned(), error })
+        json_of(path, &self.get_text(path).await?)
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        let bytes = Bytes::from(body.to_string());
+        json_of(path, &self.whole(Request::post(self.uri(path)), path, bytes).await?)
     }
 
     /// Sends `body` and hands each event of the stream to `on_event` with the time of its arrival.
@@ -110,6 +109,21 @@ impl Target {
                 }
             }
             Err(ClientError::Cut)
+        })
+        .await
+    }
+
+    /// The whole answer at once.
+    async fn whole(
+        &self,
+        request: hyper::http::request::Builder,
+        path: &str,
+        body: Bytes,
+    ) -> Result<String, ClientError> {
+        self.in_time(async {
+            let response = self.send(request, path, body).await?;
+            let body = response.into_body().collect().await.map_err(|error| self.broken(error))?;
+            Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
         })
         .await
     }
@@ -164,6 +178,10 @@ impl Target {
         stream.set_nodelay(true).map_err(|error| ClientError::Unreachable { address: address(), error })?;
         Ok(stream)
     }
+}
+
+fn json_of(path: &str, text: &str) -> Result<Value, ClientError> {
+    serde_json::from_str(text).map_err(|error| ClientError::Json { path: path.to_owned(), error })
 }
 
 /// One event of a stream; something once the stream has come to its end.

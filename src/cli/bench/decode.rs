@@ -224,7 +224,7 @@ impl Bench<'_> {
 }
 
 /// Ids without meaning but spread over the vocabulary, so that many experts are chosen.
-fn prompt(vocab: usize, length: usize) -> Vec<u32> {
+pub fn prompt(vocab: usize, length: usize) -> Vec<u32> {
     (0..length).map(|i| ((i * 7919 + 13) % vocab) as u32).collect()
 }
 
@@ -237,7 +237,7 @@ fn spread(parts: &[(usize, usize, &[u32])], capacity: usize) -> StepInputs {
     inputs
 }
 
-fn push(inputs: &mut StepInputs, slot: usize, past: usize, tokens: &[u32], capacity: usize) {
+pub fn push(inputs: &mut StepInputs, slot: usize, past: usize, tokens: &[u32], capacity: usize) {
     let (first, first_block) = (inputs.tokens.len() as u32, inputs.blocks.len() as u32);
     let own = capacity.div_ceil(BLOCK_LEN) as u32;
     let block_count = (past + tokens.len()).div_ceil(BLOCK_LEN) as u32;

@@ -1,14 +1,18 @@
 //! `bench`: how fast the model computes, how the server answers under load, what caches and drafts are worth.
 
+mod agents;
 mod answer;
 mod chance;
 mod client;
 mod dataset;
 mod decode;
+mod host;
+mod inside;
 mod load;
 mod local;
 mod report;
 mod serve;
+mod spec;
 
 use std::io::IsTerminal;
 
@@ -33,6 +37,12 @@ enum What {
     Prefill(decode::PrefillArgs),
     /// Requests to a server, at seeded times
     Serve(Box<serve::Args>),
+    /// What drafts cost, how often they are right, what they gain
+    Spec(spec::Args),
+    /// Conversations with tools that share a long system prompt: what the prefix cache saves
+    Agents(agents::Args),
+    /// What the engine itself costs per step, around a model that computes nothing
+    Host(host::Args),
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -40,6 +50,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         What::Decode(args) => decode::decode(&args),
         What::Prefill(args) => decode::prefill(&args),
         What::Serve(args) => serve::run(&args),
+        What::Spec(args) => spec::run(&args),
+        What::Agents(args) => agents::run(&args),
+        What::Host(args) => host::run(&args),
     }
 }
 

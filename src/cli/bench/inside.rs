@@ -1,0 +1,138 @@
+//! An engine inside this process, without HTTP: starting it, and running prompts through it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tokio::task::JoinSet;
+
+use crate::engine::{self, EngineConfig, Event, Handle, LoadProgress, Request, Runner, Status};
+use crate::model::Network;
+use crate::sample::SamplingParams;
+
+/// An engine that is ready.
+pub struct Inside {
+    pub handle: Handle,
+    runner: Runner,
+}
+
+/// What came of a run.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Of each request, in their order, stop ids included.
+    pub ids: Vec<Vec<u32>>,
+    /// From the first submission to the last end.
+    pub wall: Duration,
+    /// From each request's first id to its last, all together.
+    pub decode: Duration,
+    pub steps: u64,
+}
+
+impl Run {
+    pub fn tokens(&self) -> usize {
+        self.ids.iter().map(Vec::len).sum()
+    }
+
+    /// Tokens per second of all requests together, prompts included in the time.
+    pub fn rate(&self) -> f64 {
+        self.tokens() as f64 / self.wall.as_secs_f64().max(1e-9)
+    }
+
+    /// Tokens per second of one request while it is decoded.
+    pub fn decode_rate(&self) -> f64 {
+        let decoded: usize = self.ids.iter().map(|ids| ids.len().saturating_sub(1)).sum();
+        decoded as f64 / self.decode.as_secs_f64().max(1e-9)
+    }
+}
+
+impl Inside {
+    /// Errors: the model cannot be loaded.
+    pub async fn start(
+        config: EngineConfig,
+        load: impl FnOnce(&LoadProgress) -> Result<Box<dyn Network>, String> + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let (handle, runner) = engine::start(config, load);
+        handle.loaded().await;
+        if let Status::Dead(reason) = handle.status() {
+            bail!("{reason}");
+        }
+        Ok(Self { handle, runner })
+    }
+
+    /// Runs the requests, `concurrency` at a time. Errors: one is refused or fails.
+    pub async fn run(&self, requests: &Arc<Vec<Request>>, concurrency: usize) -> anyhow::Result<Run> {
+        let steps = self.handle.stats().steps.load(Relaxed);
+        let next = Arc::new(AtomicUsize::new(0));
+        let mut readers = JoinSet::new();
+        let began = Instant::now();
+        for _ in 0..concurrency.min(requests.len()) {
+            let (handle, requests, next) = (self.handle.clone(), requests.clone(), next.clone());
+            readers.spawn(async move {
+                let mut answers = Vec::new();
+                while let Some((index, request)) = take(&requests, &next) {
+                    answers.push((index, read(&handle, request).await?));
+                }
+                anyhow::Ok(answers)
+            });
+        }
+        let mut run = Run {
+            ids: vec![Vec::new(); requests.len()],
+            wall: Duration::ZERO,
+            decode: Duration::ZERO,
+            steps: 0,
+        };
+        while let Some(answers) = readers.join_next().await {
+            for (index, (ids, decode)) in answers.context("a reader panicked")?? {
+                run.ids[index] = ids;
+                run.decode += decode;
+            }
+        }
+        run.wall = began.elapsed();
+        run.steps = self.handle.stats().steps.load(Relaxed) - steps;
+        Ok(run)
+    }
+
+    /// Errors: the engine had died.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.handle.shutdown(Duration::ZERO).await;
+        self.runner.join().map_err(anyhow::Error::msg)
+    }
+}
+
+/// The first request that nobody has taken.
+fn take(requests: &[Request], next: &AtomicUsize) -> Option<(usize, Request)> {
+    let index = next.fetch_add(1, Relaxed);
+    Some((index, requests.get(index)?.clone()))
+}
+
+async fn read(handle: &Handle, request: Request) -> anyhow::Result<(Vec<u32>, Duration)> {
+    let mut stream = handle.submit(request)?;
+    let mut ids = Vec::new();
+    while let Some(event) = stream.next().await {
+        match event {
+            Event::Started { .. } => {}
+            Event::Token { id, .. } => ids.push(id),
+            Event::Finished { timings, .. } => return Ok((ids, timings.decode)),
+            Event::Failed(failure) => return Err(failure.into()),
+        }
+    }
+    bail!("the engine's events ended without an end")
+}
+
+/// Always the likeliest id.
+pub fn greedy() -> SamplingParams {
+    SamplingParams {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        logit_bias: Vec::new(),
+        allowed_ids: None,
+        seed: 0,
+        logprobs: None,
+    }
+}
