@@ -26,6 +26,7 @@
 
 mod borders;
 mod cache;
+mod ngram;
 mod pool;
 
 use std::collections::VecDeque;
@@ -37,6 +38,7 @@ use crate::model::Limits;
 pub use crate::backend::StepInputs;
 pub use borders::{Prompt, checkpoint_positions};
 pub use cache::{Cache, CacheConfig, Freed, Hit, Holdings, Prefix};
+pub use ngram::{GRAM_LEN, MATCH_MAX, Ngram};
 pub use pool::{Pool, Pools};
 
 /// The state of everyone who runs or waits.
