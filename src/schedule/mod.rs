@@ -24,8 +24,11 @@
 //!
 //! No more sequences run than a step has tokens and rows of logits, so each of them advances in each step.
 
+mod acceptance;
 mod borders;
 mod cache;
+mod costs;
+mod depth;
 mod ngram;
 mod pool;
 
@@ -36,8 +39,11 @@ use crate::model::Limits;
 
 /// What a plan fills; engines name it through here.
 pub use crate::backend::StepInputs;
+pub use acceptance::{Acceptance, Drafter, Verdict};
 pub use borders::{Prompt, checkpoint_positions};
 pub use cache::{Cache, CacheConfig, Freed, Hit, Holdings, Prefix};
+pub use costs::StepCosts;
+pub use depth::{Candidate, Choice, Chooser, Speed};
 pub use ngram::{GRAM_LEN, MATCH_MAX, Ngram};
 pub use pool::{Pool, Pools};
 
