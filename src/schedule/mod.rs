@@ -29,11 +29,15 @@
 //! - **Nothing is computed twice.** A prompt resumes at the deepest checkpoint that the [`cache`] has of it. While
 //!   another sequence is reading the same beginning and will leave a deeper checkpoint there, it waits for that.
 
+mod acceptance;
 mod admit;
 mod borders;
 mod cache;
 mod check;
+mod costs;
+mod depth;
 mod draft;
+mod ngram;
 mod plan;
 mod pool;
 mod sequence;
@@ -44,9 +48,13 @@ use crate::model::Limits;
 
 /// What a plan fills; engines name them through here.
 pub use crate::backend::{DraftInputs, StepInputs};
+pub use acceptance::{Acceptance, Drafter, Verdict};
 pub use borders::{Prompt, checkpoint_positions};
-pub use cache::{Cache, CacheConfig, Holdings, Prefix};
+pub use cache::{Cache, CacheConfig, Freed, Hit, Holdings, Prefix};
+pub use costs::StepCosts;
+pub use depth::{Candidate, Choice, Chooser, Speed};
 pub use draft::Wanted;
+pub use ngram::{GRAM_LEN, MATCH_MAX, Ngram};
 pub use pool::{Pool, Pools};
 pub use sequence::Arrival;
 

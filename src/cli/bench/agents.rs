@@ -300,7 +300,7 @@ fn row<'a>(turn: usize, exchanges: impl Iterator<Item = &'a Exchange>) -> Option
 }
 
 fn memory(server: &Server) -> Option<Memory> {
-    let resident = server.local.as_ref()?.app.resident()?;
+    let resident = server.local.as_ref()?.app.resident(0)?;
     let stats = resident.engine.stats();
     Some(Memory {
         kv_blocks_used: stats.kv_blocks_used.load(Relaxed),
