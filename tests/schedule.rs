@@ -249,7 +249,7 @@ impl World {
 
     fn draft(&mut self, inputs: &mut DraftInputs) {
         // Drafts from elsewhere, some of them right.
-        let ids: Vec<u64> = self.scheduler.stepped().map(|(id, _)| id).collect();
+        let ids: Vec<u64> = self.scheduler.stepped().map(|stepped| stepped.id).collect();
         for &id in &ids {
             if self.chance.below(3) == 0 {
                 let mut tokens = self.alive[&id].tokens.clone();
@@ -265,7 +265,7 @@ impl World {
             return;
         }
         let (chance, deepest) = (&mut self.chance, self.limits.drafts + 1);
-        let wanted = |_| match chance.below(6) {
+        let wanted = |_, _| match chance.below(6) {
             0 => Wanted::Nothing,
             _ => Wanted::Drafts(chance.below(deepest)),
         };

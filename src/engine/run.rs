@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::handle::{Command, Handle, LoadProgress, Runner, Shared, Submission};
 use super::sequence::{Digest, Sequence, View};
 use super::speculate::Speculator;
+use super::stats::VERIFY_TOKENS;
 use super::trace::{EngineTrace, Kind, Phase, Span, StepRecord};
 use super::{Busy, EngineConfig, Event, Failure, Finish, Info};
 use crate::model::{Network, StepError};
@@ -19,6 +20,9 @@ use crate::schedule::{self, Arrival, Outcome, Scheduler, StepInputs};
 
 /// While an engine in front has work, the steps of those behind are this many times shorter.
 const YIELD: usize = 4;
+
+/// Steps after which the gauges of measured times are set anew.
+const COSTS_EVERY: u64 = 64;
 
 /// Starts the engine thread: it loads the model, then serves until it is shut down or dies.
 ///
@@ -139,7 +143,8 @@ impl Engine {
         })
         .map_err(|error| error.to_string())?;
         let (places, context_len) = (scheduler.places(), config.context_len.min(scheduler.len_limit()));
-        let speculator = Speculator::new(config.speculation, &scheduler, &*network);
+        let mut network = network;
+        let speculator = Speculator::new(config.speculation, &scheduler, &mut *network);
         shared.ready(Info { vocab_size: vocab, limits, context_len, max_sequences: places });
         let inputs = scheduler.inputs();
         Ok(Self {
@@ -319,7 +324,7 @@ impl Engine {
             Err(StepError::Device(reason)) => return Err(format!("the device failed: {reason}")),
             Err(StepError::NotFinite { row }) => self.fail_row(row)?,
         }
-        self.speculator.learn(&self.inputs, (stepped - planned).as_secs_f64());
+        self.speculator.learn(&self.inputs, stepped - planned);
         let drawn = Instant::now();
         self.scheduler.commit(&self.outcomes, &self.sampled);
         let sampled = Instant::now();
@@ -338,6 +343,7 @@ impl Engine {
         let drafted = self.speculator.draft(&mut self.scheduler, &mut *self.network, &mut self.running);
         drafted.map_err(|error| format!("drafting failed: {error}"))?;
         let drafted = Instant::now();
+        self.publish_costs();
         self.shared.stats.draft_us.fetch_add(us(sampled, drafted), Relaxed);
         self.shared.stats.step_us.fetch_add(us(sampled, drafted), Relaxed);
         if let (Some(trace), Some(mut record)) = (&self.trace, record) {
@@ -435,6 +441,18 @@ impl Engine {
         stats.preemptions.store(counts.preempted, Relaxed);
         stats.paused.store(counts.paused, Relaxed);
         stats.copied_blocks.store(counts.copied_blocks, Relaxed);
+    }
+
+    /// Now and then, what steps were measured to take.
+    fn publish_costs(&self) {
+        let stats = &self.shared.stats;
+        if !stats.steps.load(Relaxed).is_multiple_of(COSTS_EVERY) {
+            return;
+        }
+        for (gauge, tokens) in stats.verify_us.iter().zip(VERIFY_TOKENS) {
+            let us = self.speculator.speed().steps.predict(tokens as usize);
+            gauge.store(us.unwrap_or(0.0) as u64, Relaxed);
+        }
     }
 
     /// The end of the thread: nobody who waits is left without an answer. The status must say so already, so

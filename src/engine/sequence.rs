@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::handle::{Shared, Submission};
-use super::speculate::Drafter;
+use super::speculate::SequenceDrafter;
 use super::stats::ACCEPTED_POSITIONS;
 use super::{Event, Failure, Finish, Request, Timings, TokenLogprobs};
 use crate::sample::{self, Sampler, Workspace};
@@ -21,7 +21,7 @@ pub(super) struct Sequence {
     max_tokens: usize,
     prompt_logprobs: Option<PromptLogprobs>,
     /// What is drafted for it, and how that went.
-    pub speculation: Drafter,
+    pub drafter: SequenceDrafter,
     drafted: usize,
     accepted: usize,
     deadline: Option<Instant>,
@@ -80,7 +80,7 @@ impl Sequence {
             prompt_len: prompt.len(),
             max_tokens,
             prompt_logprobs,
-            speculation: Drafter::new(request.speculation),
+            drafter: SequenceDrafter::new(request.speculation),
             drafted: 0,
             accepted: 0,
             deadline,
@@ -146,6 +146,7 @@ impl Sequence {
             }
         }
         self.shared.stats.generation_tokens.fetch_add(drawn as u64, Relaxed);
+        self.drafter.note(drawn, drafts.len());
         if !drafts.is_empty() {
             self.count_drafts(drafts.len(), drawn - 1);
         }
@@ -192,7 +193,6 @@ impl Sequence {
         if let Some(last) = stats.accepted_at.last() {
             last.fetch_add(accepted.saturating_sub(ACCEPTED_POSITIONS) as u64, Relaxed);
         }
-        self.speculation.observe(drafted, accepted);
     }
 
     /// The last event.

@@ -1,50 +1,150 @@
-//! How far ahead each sequence is drafted, and by whom.
+//! How far ahead each sequence is drafted, and by whom: the engine's side of [`crate::schedule::Chooser`].
+//!
+//! After each step every sequence that lacks one token says what its drafters promise: the n-gram drafter has looked up
+//! what followed the last time, the draft head has its record. The chooser weighs that against the measured time of
+//! verifying and of the draft head's passes, and gives each as many drafts as make tokens come faster, which may be none.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use super::Speculation;
 use super::sequence::Sequence;
-use crate::model::{Network, StepError};
-use crate::schedule::{DraftInputs, Scheduler, StepInputs, Wanted};
+use crate::backend::{Hidden, SequenceInputs};
+use crate::model::{Limits, Network, StepError};
+use crate::schedule::{
+    Acceptance, Candidate, Choice, Chooser, DraftInputs, Drafter, Ngram, Scheduler, Speed, StepInputs,
+    Verdict, Wanted,
+};
 
-/// What one sequence's drafts are made by.
-pub(super) struct Drafter {
+/// Measuring what steps cost may delay the start so long.
+const CALIBRATION_MAX: Duration = Duration::from_secs(2);
+/// Each size is measured so often; the first run warms up and the fastest counts.
+const CALIBRATION_RUNS: usize = 4;
+
+/// After so many steps without a draft of the draft head it no longer reads prompts either.
+const IDLE_STEPS: u32 = 256;
+
+/// What one sequence's drafts are made by, and how that went.
+pub(super) struct SequenceDrafter {
     speculation: Speculation,
+    acceptance: Option<Acceptance>,
+    ngram: Option<Ngram>,
+    /// Who made the drafts of the step that is under way, and whether only to learn.
+    proposed: Option<(Drafter, bool)>,
+    /// Drafts that the draft head is to make now.
+    wanted: usize,
+    /// Tokens drawn in the last step, and what became of its drafts.
+    drawn: usize,
+    verdict: Option<Verdict>,
 }
 
-impl Drafter {
+impl SequenceDrafter {
     pub fn new(speculation: Speculation) -> Self {
-        Self { speculation }
-    }
-
-    pub fn observe(&mut self, _drafted: usize, _accepted: usize) {}
-}
-
-/// What the engine's drafts are made by.
-pub(super) struct Speculator {
-    ceiling: Speculation,
-    depth_max: usize,
-    mtp: bool,
-    inputs: DraftInputs,
-    proposals: Vec<u32>,
-    stepped: Vec<u64>,
-}
-
-impl Speculator {
-    pub fn new(ceiling: Speculation, scheduler: &Scheduler, network: &dyn Network) -> Self {
-        let limits = network.limits();
-        let depth_max = if limits.lanes > 0 { limits.drafts.min(ceiling.depth_max as usize) } else { 0 };
         Self {
-            ceiling,
-            depth_max,
-            mtp: network.can_draft() && ceiling.mtp && depth_max > 0,
-            inputs: scheduler.draft_inputs(),
-            proposals: Vec::with_capacity(limits.logit_rows),
-            stepped: Vec::with_capacity(scheduler.places()),
+            speculation,
+            acceptance: None,
+            ngram: None,
+            proposed: None,
+            wanted: 0,
+            drawn: 0,
+            verdict: None,
         }
     }
 
-    pub fn learn(&mut self, _inputs: &StepInputs, _seconds: f64) {}
+    /// What a step drew, and how many of its drafts were right.
+    pub fn note(&mut self, drawn: usize, drafted: usize) {
+        self.drawn = drawn;
+        self.verdict = self.proposed.take().filter(|_| drafted > 0).map(|(drafter, probe)| Verdict {
+            drafter,
+            proposed: drafted,
+            accepted: drawn - 1,
+            probe,
+        });
+    }
+}
+
+/// What the engine's drafts are made by. Nothing is allocated from step to step.
+pub(super) struct Speculator {
+    ceiling: Speculation,
+    depth_max: usize,
+    /// Tokens and rows that a step has for drafts, and for those who are drafted for.
+    room: usize,
+    len_max: usize,
+    mtp: bool,
+    house: Acceptance,
+    speed: Speed,
+    chooser: Chooser,
+    /// Steps since the draft head last drafted to gain something.
+    idle: u32,
+    inputs: DraftInputs,
+    proposals: Vec<u32>,
+    stepped: Vec<u64>,
+    asked: Vec<Asked>,
+    candidates: Vec<Candidate>,
+    chances: Vec<f64>,
+    choices: Vec<Choice>,
+    /// N-gram drafts of all who were asked, one after the other.
+    copied: Vec<u32>,
+    copy: Vec<u32>,
+}
+
+/// A sequence that could be drafted for, and by whom.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    id: u64,
+    drafter: Drafter,
+    /// Where its n-gram drafts stand among the copied.
+    first: usize,
+}
+
+impl Speculator {
+    pub fn new(ceiling: Speculation, scheduler: &Scheduler, network: &mut dyn Network) -> Self {
+        let limits = *network.limits();
+        let places = scheduler.places();
+        let room = limits.step_tokens.min(limits.logit_rows);
+        let depth_max = match limits.lanes {
+            0 => 0,
+            _ => limits.drafts.min(ceiling.depth_max as usize),
+        };
+        let mtp = network.can_draft() && ceiling.mtp && depth_max > 0;
+        let mut speculator = Self {
+            ceiling,
+            depth_max,
+            room,
+            len_max: scheduler.len_limit(),
+            mtp,
+            house: Acceptance::house(),
+            speed: Speed::default(),
+            chooser: Chooser::new(places, depth_max, limits.step_tokens),
+            idle: 0,
+            inputs: scheduler.draft_inputs(),
+            proposals: Vec::with_capacity(limits.logit_rows),
+            stepped: Vec::with_capacity(places),
+            asked: Vec::with_capacity(places),
+            candidates: Vec::with_capacity(places),
+            chances: Vec::with_capacity(places * depth_max),
+            choices: Vec::with_capacity(places),
+            copied: Vec::with_capacity(places * depth_max),
+            copy: Vec::with_capacity(depth_max),
+        };
+        if depth_max > 0 && (mtp || ceiling.ngram) {
+            speculator.calibrate(network, &limits, places);
+        }
+        speculator
+    }
+
+    /// Measured times, for whoever wants to see them.
+    pub fn speed(&self) -> &Speed {
+        &self.speed
+    }
+
+    /// Takes in what a step took, if it only decoded.
+    pub fn learn(&mut self, inputs: &StepInputs, time: Duration) {
+        let decodes = inputs.sequences.iter().all(|sequence| sequence.count == sequence.drafts + 1);
+        if self.depth_max > 0 && decodes {
+            self.speed.steps.learn(inputs.tokens.len(), time.as_secs_f64() * 1e6);
+        }
+    }
 
     /// Drafts what the next step is to verify.
     pub fn draft(
@@ -53,11 +153,15 @@ impl Speculator {
         network: &mut dyn Network,
         running: &mut HashMap<u64, Sequence>,
     ) -> Result<(), StepError> {
-        if self.mtp {
-            self.ask_network(scheduler, network, running)?;
+        if self.depth_max > 0 {
+            self.ask(scheduler, running);
+            self.choose(scheduler, running);
+            if self.mtp {
+                self.run_head(scheduler, network, running)?;
+            }
         }
         self.stepped.clear();
-        self.stepped.extend(scheduler.stepped().map(|(id, _)| id));
+        self.stepped.extend(scheduler.stepped().map(|stepped| stepped.id));
         for id in &self.stepped {
             if let (Some(sequence), Some(drafts)) = (running.get_mut(id), scheduler.drafts_mut(*id)) {
                 sequence.prepare(drafts);
@@ -66,24 +170,203 @@ impl Speculator {
         Ok(())
     }
 
-    fn ask_network(
+    /// What the drafters of each sequence promise.
+    fn ask(&mut self, scheduler: &Scheduler, running: &mut HashMap<u64, Sequence>) {
+        self.asked.clear();
+        self.candidates.clear();
+        self.chances.clear();
+        self.copied.clear();
+        for stepped in scheduler.stepped() {
+            let Some(sequence) = running.get_mut(&stepped.id) else { continue };
+            let own = &mut sequence.drafter;
+            own.wanted = 0;
+            if !stepped.decodes {
+                continue;
+            }
+            let acceptance = own.acceptance.get_or_insert_with(|| self.house.fresh());
+            let verdict = own.verdict.take();
+            acceptance.observe(own.drawn, verdict);
+            self.house.observe(own.drawn, verdict);
+            let depth = self.depth_max.min(own.speculation.depth_max as usize).min(stepped.drafts_useful);
+            let mut candidate = Candidate { first: self.chances.len(), ..Candidate::default() };
+            let mut asked = Asked { id: stepped.id, drafter: Drafter::Mtp, first: self.copied.len() };
+            if self.mtp && own.speculation.mtp {
+                acceptance.survival(Drafter::Mtp, depth, &mut self.chances);
+                candidate.entries = stepped.entries;
+            }
+            if self.ceiling.ngram && own.speculation.ngram {
+                let len_max = self.len_max.min(stepped.len_max);
+                let ngram = own.ngram.get_or_insert_with(|| Ngram::new(len_max));
+                ngram.extend(stepped.tokens);
+                let matched = ngram.propose(stepped.tokens, depth, &mut self.copy);
+                let drafter = Drafter::Ngram { matched };
+                let head: f64 = self.chances[candidate.first..].iter().sum();
+                let begun = self.chances.len();
+                if matched > 0 {
+                    acceptance.survival(drafter, depth, &mut self.chances);
+                }
+                // What costs no pass is taken when it is as good.
+                if self.chances[begun..].iter().sum::<f64>() > 0.0
+                    && self.chances[begun..].iter().sum::<f64>() >= head
+                {
+                    self.chances.drain(candidate.first..begun);
+                    self.copied.extend_from_slice(&self.copy);
+                    candidate.entries = 0;
+                    asked.drafter = drafter;
+                } else {
+                    self.chances.truncate(begun);
+                }
+            }
+            candidate.count = self.chances.len() - candidate.first;
+            candidate.probe = acceptance.probe_is_due(asked.drafter);
+            self.candidates.push(candidate);
+            self.asked.push(asked);
+        }
+    }
+
+    /// Decides, and hands over the n-gram drafts.
+    fn choose(&mut self, scheduler: &mut Scheduler, running: &mut HashMap<u64, Sequence>) {
+        let room = self.room.saturating_sub(scheduler.running_count());
+        self.chooser.choose(&self.candidates, &self.chances, room, &self.speed, &mut self.choices);
+        let mut head_drafts = false;
+        for (asked, choice) in self.asked.iter().zip(&self.choices) {
+            let Some(sequence) = running.get_mut(&asked.id) else { continue };
+            if choice.drafts == 0 {
+                continue;
+            }
+            sequence.drafter.proposed = Some((asked.drafter, choice.probe));
+            match asked.drafter {
+                Drafter::Mtp => {
+                    sequence.drafter.wanted = choice.drafts;
+                    head_drafts |= !choice.probe;
+                }
+                Drafter::Ngram { .. } => {
+                    scheduler.set_drafts(asked.id, &self.copied[asked.first..asked.first + choice.drafts]);
+                }
+            }
+        }
+        let could = self.candidates.iter().any(|candidate| candidate.entries > 0);
+        if head_drafts {
+            self.idle = 0;
+        } else if could {
+            self.idle = self.idle.saturating_add(1);
+        }
+    }
+
+    /// The passes of the draft head: first over all that became certain, prompts too, then over its own drafts.
+    fn run_head(
         &mut self,
         scheduler: &mut Scheduler,
         network: &mut dyn Network,
-        running: &mut HashMap<u64, Sequence>,
+        running: &HashMap<u64, Sequence>,
     ) -> Result<(), StepError> {
-        let depth_max = self.depth_max;
-        let wanted = |id| match running.get(&id).map(|sequence| sequence.speculation.speculation) {
-            Some(Speculation { depth_max: own, mtp: true, .. }) if own > 0 => {
-                Wanted::Drafts(depth_max.min(own as usize))
-            }
+        let reads_prompts = self.idle < IDLE_STEPS;
+        let wanted = |id, decodes: bool| match running.get(&id).map(|sequence| &sequence.drafter) {
+            Some(own) if !own.speculation.mtp || own.speculation.depth_max == 0 => Wanted::Nothing,
+            Some(own) if own.wanted > 0 => Wanted::Drafts(own.wanted),
+            Some(_) if !decodes && reads_prompts => Wanted::Drafts(0),
             _ => Wanted::Nothing,
         };
         let mut more = scheduler.plan_drafts(&mut self.inputs, wanted);
         while more {
+            let began = Instant::now();
             network.draft(&self.inputs, &mut self.proposals)?;
+            // A pass that only reads has no head to pay for.
+            if !self.inputs.step.logit_rows.is_empty() {
+                let us = began.elapsed().as_secs_f64() * 1e6;
+                self.speed.passes.learn(self.inputs.step.tokens.len(), us);
+            }
             more = scheduler.take_drafts(&self.proposals, &mut self.inputs);
         }
         Ok(())
     }
+
+    /// Measures steps and passes of a few sizes on places that nobody uses yet, so that the first requests are
+    /// drafted for as well as the later ones.
+    fn calibrate(&mut self, network: &mut dyn Network, limits: &Limits, places: usize) {
+        let began = Instant::now();
+        let most = self.room.min(places * (1 + self.depth_max));
+        for tokens in [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|&size| size <= most) {
+            for run in 0..CALIBRATION_RUNS {
+                let inputs = trial(tokens, self.depth_max, limits.lanes.min(places), limits);
+                let Some(inputs) = inputs else { break };
+                let start = Instant::now();
+                if network.step(&inputs).is_err() {
+                    return;
+                }
+                let step = start.elapsed();
+                let pass = self.mtp.then(|| self.time_pass(network, &inputs)).flatten();
+                // The first run warms caches.
+                if run > 0 {
+                    self.speed.steps.learn(tokens, step.as_secs_f64() * 1e6);
+                    if let Some((entries, time)) = pass {
+                        self.speed.passes.learn(entries, time.as_secs_f64() * 1e6);
+                    }
+                }
+            }
+            if began.elapsed() > CALIBRATION_MAX {
+                return;
+            }
+        }
+    }
+
+    /// A pass of one entry for each sequence of a trial step.
+    fn time_pass(&mut self, network: &mut dyn Network, step: &StepInputs) -> Option<(usize, Duration)> {
+        let inputs = &mut self.inputs;
+        inputs.step.clear();
+        inputs.hidden.clear();
+        for (index, sequence) in step.sequences.iter().enumerate() {
+            inputs.step.tokens.push(0);
+            inputs.hidden.push(Hidden::Step(sequence.first));
+            inputs.step.blocks.push(step.blocks[sequence.first_block as usize]);
+            inputs.step.logit_rows.push(index as u32);
+            inputs.step.sequences.push(SequenceInputs {
+                first: index as u32,
+                count: 1,
+                past: 1,
+                first_block: index as u32,
+                block_count: 1,
+                visible_from: 1,
+                replay: 0,
+                drafts: 0,
+                ..*sequence
+            });
+        }
+        let start = Instant::now();
+        network.draft(&self.inputs, &mut self.proposals).ok()?;
+        Some((self.inputs.step.tokens.len(), start.elapsed()))
+    }
+}
+
+/// A step of so many tokens as verifying has them: sequences of one known token and up to `depth` drafts, each in a
+/// slot, a lane and a block of its own. `None` if there are not enough of those.
+fn trial(tokens: usize, depth: usize, lanes: usize, limits: &Limits) -> Option<StepInputs> {
+    // The drafter's entry of a trial stands at position 1.
+    let depth = depth.min(limits.block_len.checked_sub(2)?);
+    let count = tokens.div_ceil(1 + depth);
+    if count > lanes.min(limits.slots).min(limits.blocks) {
+        return None;
+    }
+    let mut inputs = StepInputs::default();
+    for slot in 0..count as u32 {
+        let first = inputs.tokens.len();
+        let share = (tokens - first).div_ceil(count - slot as usize);
+        inputs.tokens.resize(first + share, 0);
+        inputs.logit_rows.extend((first..first + share).map(|row| row as u32));
+        inputs.blocks.push(slot);
+        inputs.sequences.push(SequenceInputs {
+            slot,
+            source: slot,
+            first: first as u32,
+            count: share as u32,
+            past: 0,
+            first_block: slot,
+            block_count: 1,
+            lane: slot,
+            replay: 0,
+            drafts: share as u32 - 1,
+            visible_from: 0,
+        });
+    }
+    Some(inputs)
 }

@@ -26,6 +26,22 @@ pub(super) struct Drafting {
     left: usize,
 }
 
+/// What a step left a sequence with.
+#[derive(Debug, Clone, Copy)]
+pub struct Advanced<'a> {
+    pub id: u64,
+    /// All of them, the one to be read next too.
+    pub tokens: &'a [u32],
+    /// Its tokens at most.
+    pub len_max: usize,
+    /// It lacks one token.
+    pub decodes: bool,
+    /// Drafts that it can use.
+    pub drafts_useful: usize,
+    /// Entries that the drafter's next pass has for it.
+    pub entries: usize,
+}
+
 /// What the engine wants of the drafter for one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
@@ -36,10 +52,19 @@ pub enum Wanted {
 }
 
 impl Scheduler {
-    /// The sequences that the last step advanced, with all their tokens; a drafter of the host reads them.
-    pub fn stepped(&self) -> impl Iterator<Item = (u64, &[u32])> {
-        let found = |stepped: &Stepped| find(&self.running, stepped.id, stepped.index);
-        self.stepped.iter().filter_map(move |s| found(s).map(|index| (s.id, &self.running[index].tokens[..])))
+    /// The sequences that the last step advanced and that still run.
+    pub fn stepped(&self) -> impl Iterator<Item = Advanced<'_>> {
+        self.stepped.iter().filter_map(|stepped| {
+            let sequence = &self.running[find(&self.running, stepped.id, stepped.index)?];
+            Some(Advanced {
+                id: stepped.id,
+                tokens: &sequence.tokens,
+                len_max: sequence.len_max,
+                decodes: sequence.decodes(),
+                drafts_useful: sequence.drafts_useful(),
+                entries: sequence.past - stepped.past,
+            })
+        })
     }
 
     /// Drafts from elsewhere for a sequence that lacks one token. What does not fit its length is dropped.
@@ -62,16 +87,20 @@ impl Scheduler {
     }
 
     /// Fills `inputs` with the first pass after a committed step: entries for what became certain. False if nobody
-    /// wants any. The step's hidden vectors must still be there.
-    pub fn plan_drafts(&mut self, inputs: &mut DraftInputs, mut wanted: impl FnMut(u64) -> Wanted) -> bool {
+    /// wants any. The step's hidden vectors must still be there. `wanted` is told each sequence that the step advanced,
+    /// and whether it lacks one token only.
+    pub fn plan_drafts(
+        &mut self,
+        inputs: &mut DraftInputs,
+        mut wanted: impl FnMut(u64, bool) -> Wanted,
+    ) -> bool {
         inputs.step.clear();
         inputs.hidden.clear();
         self.drafting.clear();
         let stepped = std::mem::take(&mut self.stepped);
         for one in &stepped {
-            if let (Some(index), Wanted::Drafts(depth)) =
-                (find(&self.running, one.id, one.index), wanted(one.id))
-            {
+            let Some(index) = find(&self.running, one.id, one.index) else { continue };
+            if let Wanted::Drafts(depth) = wanted(one.id, self.running[index].decodes()) {
                 self.put_entries(index, one, depth, inputs);
             }
         }

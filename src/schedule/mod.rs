@@ -53,7 +53,7 @@ pub use borders::{Prompt, checkpoint_positions};
 pub use cache::{Cache, CacheConfig, Freed, Hit, Holdings, Prefix};
 pub use costs::StepCosts;
 pub use depth::{Candidate, Choice, Chooser, Speed};
-pub use draft::Wanted;
+pub use draft::{Advanced, Wanted};
 pub use ngram::{GRAM_LEN, MATCH_MAX, Ngram};
 pub use pool::{Pool, Pools};
 pub use sequence::Arrival;
