@@ -128,7 +128,7 @@ pub fn token_id(value: &Value, path: &str, vocab_size: usize) -> Result<u32, Api
 }
 
 /// An integer, or a float without a fraction: JavaScript and some serializers write `16.0`.
-fn whole(value: &Value) -> Option<i64> {
+pub fn whole(value: &Value) -> Option<i64> {
     if let Some(integer) = value.as_i64() {
         return Some(integer);
     }

@@ -223,7 +223,7 @@ impl Choice {
         place: Place,
         sampling: crate::sample::SamplingParams,
     ) -> Result<Self, ApiError> {
-        let Place { index, group, counts_prompt, arrived } = place;
+        let Place { index, counts_prompt, arrived, .. } = place;
         let room = resident.model.max_model_len.saturating_sub(input.prompt.len());
         let max_tokens = common.max_tokens.unwrap_or(room).min(room);
         let min_tokens = common.min_tokens.min(max_tokens);
@@ -238,16 +238,10 @@ impl Choice {
             min_tokens,
             stop_ids: stop_ids.clone(),
             prompt_logprobs: common.prompt_logprobs,
-            priority: common.priority,
-            cache_salt: common.cache_salt.clone(),
-            borders: input.borders.clone(),
-            group,
-            speculation: common.speculation,
-            deadline: common.timeout.and_then(|timeout| arrived.checked_add(timeout)),
             steering: input.steering.clone(),
             ..Request::new(input.prompt.clone(), sampling, max_tokens.max(1))
         };
-        let stream = match resident.engine.submit(request) {
+        let stream = match resident.engine.submit(scheduled(request, common, input, &place)) {
             Ok(stream) => stream,
             Err(error) => {
                 meter.refused();
@@ -385,6 +379,19 @@ impl Choice {
     }
 }
 
+/// `request` with what the scheduler and the cache must know of it.
+fn scheduled(request: Request, common: &Common, input: &Input, place: &Place) -> Request {
+    Request {
+        priority: common.priority,
+        cache_salt: common.cache_salt.clone(),
+        borders: input.borders.clone(),
+        group: place.group,
+        speculation: common.speculation,
+        deadline: common.timeout.and_then(|timeout| place.arrived.checked_add(timeout)),
+        ..request
+    }
+}
+
 fn refused(error: SubmitError) -> ApiError {
     match error {
         SubmitError::Loading => ApiError::Loading { percent: 100.0 },
@@ -445,6 +452,31 @@ mod tests {
             stopped: None,
             ended: false,
         }
+    }
+
+    #[test]
+    fn the_scheduler_hears_what_the_request_said() {
+        let app = App::new(crate::api::Options::new(vec!["tiny".into()]));
+        let model = crate::api::ModelInfo {
+            served_names: vec!["tiny".into()],
+            root: "tiny".into(),
+            created: 0,
+            max_model_len: 64,
+            vocab_size: 64,
+            stop_ids: vec![],
+            defaults: crate::api::SamplingDefaults::default(),
+        };
+        let rules = crate::api::Rules { model: &model, options: &app.options.request };
+        let body = json!({"priority": 7, "cache_salt": "mine", "speculation": 2, "timeout": 3});
+        let fields = crate::api::fields::Fields::top(body.as_object().expect("an object"));
+        let common = Common::read(&fields, rules, None, None).expect("valid");
+        let input = Input { prompt: vec![1, 2, 3], borders: vec![2], mode: Mode::Raw, one_call: false };
+        let place = Place { index: 0, group: Some(5), counts_prompt: true, arrived: Instant::now() };
+        let plain = Request::new(input.prompt.clone(), common.sampling.clone(), 1);
+        let request = scheduled(plain, &common, &input, &place);
+        assert_eq!((request.priority, request.cache_salt.as_deref()), (7, Some("mine")));
+        assert_eq!((request.borders, request.group, request.speculation.depth_max), (vec![2], Some(5), 2));
+        assert_eq!(request.deadline, Some(place.arrived + std::time::Duration::from_secs(3)));
     }
 
     /// The usage of two prompts with two answers each, when the engine found so much of each.

@@ -2,7 +2,7 @@
 //! `--speculative-config`.
 
 use crate::api::error::ApiError;
-use crate::api::fields::{Fields, wrong};
+use crate::api::fields::{Fields, whole, wrong};
 use crate::engine::Speculation;
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ const EXPECTED: &str =
 pub fn speculation(value: &Value, path: &str) -> Result<Speculation, ApiError> {
     match value {
         Value::String(word) => method(word).ok_or_else(|| wrong(path, EXPECTED, value)),
-        Value::Number(number) => match number.as_u64() {
+        Value::Number(_) => match whole(value).and_then(|depth| u64::try_from(depth).ok()) {
             Some(depth) => Ok(limited(Speculation::default(), depth)),
             None => Err(wrong(path, EXPECTED, value)),
         },
@@ -72,6 +72,7 @@ mod tests {
         check(json!("off"), (0, false, false));
         check(json!(0), (0, false, false));
         check(json!(3), (3, true, true));
+        check(json!(3.0), (3, true, true));
         check(json!({}), (u32::MAX, true, true));
         check(json!({"method": "mtp", "num_speculative_tokens": 2}), (2, true, false));
         check(json!({"method": "ngram", "prompt_lookup_max": 4}), (u32::MAX, false, true));
