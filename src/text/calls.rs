@@ -201,7 +201,7 @@ impl Writer {
             let plain = self.terminal("(/([^\\[{](?s:.*))?/ & ~ENDS) CLOSE");
             out.push(if types.has(Types::ARRAY) || types.has(Types::OBJECT) { plain } else { "TEXT".into() });
             self.structured(root, node, types, out);
-        } else if types == Types::NUMBER && !is_bounded(node) || types == Types::NUMBER && self.is_loose() {
+        } else if types == Types::NUMBER && (self.is_loose() || !is_bounded(node)) {
             // As many digits as a double holds: what it cannot hold would be read as text.
             out.push("/-?(0|[1-9][0-9]{0,15})(\\.[0-9]{1,16})?([eE][-+]?[0-9]{1,2})?/ CLOSE".into());
         } else {
