@@ -181,6 +181,7 @@ impl Refusal {
     fn at(self, param: &str) -> ApiError {
         match self {
             Self::Grammar(GrammarError::Busy) => ApiError::Internal(self.to_string()),
+            Self::Text(_) => ApiError::bad("tools", format!("{self}.")),
             _ => ApiError::bad(param, format!("`{param}`: {self}.")),
         }
     }
