@@ -434,6 +434,34 @@ async fn a_constraint_holds_under_each_of_its_names() {
 }
 
 #[tokio::test]
+async fn a_complete_answer_ends_even_where_no_id_may_end_it() {
+    let extra = json!({"guided_choice": ["yes", "no"], "ignore_eos": true, "reasoning_effort": "none"});
+    let (content, reason) = said("Perhaps", extra).await;
+    assert!([json!("yes"), json!("no")].contains(&content), "{content}");
+    assert_eq!(reason, json!("stop"));
+}
+
+#[tokio::test]
+async fn rules_that_exclude_each_other_end_the_request_alone() {
+    let server = Server::answering("Perhaps").await;
+    let off = json!({"guided_choice": ["yes"], "allowed_token_ids": [7], "reasoning_effort": "none"});
+    let (status, answer) = server.json(CHAT, chat(off)).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
+    let (status, _) = server.json(CHAT, chat(json!({}))).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn tools_and_a_format_allow_either() {
+    let format = json!({"type": "json_object"});
+    let extra = json!({"tools": weather(), "response_format": format});
+    let (_, answer) = Server::answering(CALL).await.json(CHAT, chat(extra.clone())).await;
+    assert_eq!(answer["choices"][0]["finish_reason"], json!("tool_calls"), "{answer}");
+    let (content, _) = said("So.\n</think>{\"a\": [1, 2]}", extra).await;
+    assert_eq!(content, json!("{\"a\": [1, 2]}"));
+}
+
+#[tokio::test]
 async fn a_constraint_holds_for_completions() {
     let server = Server::answering("Perhaps").await;
     let body = json!({"prompt": "Well?", "temperature": 0, "n": 1, "guided_choice": ["yes", "no"]});

@@ -172,7 +172,7 @@ fn value(choices: &mut Choices, depth: usize) -> Value {
 }
 
 /// Fields of a body.
-const FIELDS: [&str; 55] = [
+const FIELDS: [&str; 58] = [
     "messages",
     "prompt",
     "tools",
@@ -225,6 +225,9 @@ const FIELDS: [&str; 55] = [
     "cache_salt",
     "response_format",
     "guided_json",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
     "bad_words",
     "include_reasoning",
     "thinking_token_budget",

@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Compiled grammars kept for each model: agents come back with the same tools at every turn.
-const GRAMMARS_MAX: usize = 512;
+const GRAMMARS_MAX: usize = 256;
 /// Bytes of their sources; a compiled grammar is some tens of times its source.
-const SOURCES_BYTES_MAX: usize = 8 << 20;
+const SOURCES_BYTES_MAX: usize = 4 << 20;
 
 /// The rules for one prompt of a chat; `None` if there are none. Errors: 400 that names what cannot be held to.
 pub async fn chat(
@@ -181,6 +181,7 @@ impl Refusal {
     fn at(self, param: &str) -> ApiError {
         match self {
             Self::Grammar(GrammarError::Busy) => ApiError::Internal(self.to_string()),
+            Self::Text(_) => ApiError::bad("tools", format!("{self}.")),
             _ => ApiError::bad(param, format!("`{param}`: {self}.")),
         }
     }

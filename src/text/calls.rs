@@ -46,7 +46,7 @@ pub enum Detail {
 /// The form of `tools`. Errors: a name that the markup cannot spell, in words.
 pub fn grammar(tools: &[Tool], form: CallForm, detail: Detail, ids: &TagIds) -> Result<CallGrammar, String> {
     let mut writer =
-        Writer { detail, lark: String::new(), schemas: Vec::new(), terminals: String::new(), rules: 0 };
+        Writer { detail, lark: String::new(), schemas: Vec::new(), terminals: Vec::new(), rules: 0 };
     let [open, close] = [Tag::Call, Tag::EndCall].map(|tag| match ids.tags[tag as usize] {
         Some(id) => format!("<[{id}]>"),
         None => literal(tag.text()),
@@ -66,7 +66,8 @@ pub fn grammar(tools: &[Tool], form: CallForm, detail: Detail, ids: &TagIds) -> 
         tools.iter().map(|tool| writer.function(tool)).collect::<Result<Vec<_>, String>>()?.join(" | ");
     let lark = format!(
         "start: {start}\ncall: {open} \"\\n<function=\" ({functions}) \"</function>\\n\" {close}\n{}{}{TEXT}",
-        writer.lark, writer.terminals,
+        writer.lark,
+        writer.terminals.iter().map(|(name, body)| format!("{name}: {body}\n")).collect::<String>(),
     );
     Ok(CallGrammar { lark, schemas: writer.schemas })
 }
@@ -85,7 +86,8 @@ struct Writer {
     detail: Detail,
     lark: String,
     schemas: Vec<(String, Value)>,
-    terminals: String,
+    /// By name.
+    terminals: Vec<(String, String)>,
     rules: usize,
 }
 
@@ -201,7 +203,7 @@ impl Writer {
             let plain = self.terminal("(/([^\\[{](?s:.*))?/ & ~ENDS) CLOSE");
             out.push(if types.has(Types::ARRAY) || types.has(Types::OBJECT) { plain } else { "TEXT".into() });
             self.structured(root, node, types, out);
-        } else if types == Types::NUMBER && !is_bounded(node) || types == Types::NUMBER && self.is_loose() {
+        } else if types == Types::NUMBER && (self.is_loose() || !is_bounded(node)) {
             // As many digits as a double holds: what it cannot hold would be read as text.
             out.push("/-?(0|[1-9][0-9]{0,15})(\\.[0-9]{1,16})?([eE][-+]?[0-9]{1,2})?/ CLOSE".into());
         } else {
@@ -256,8 +258,13 @@ impl Writer {
                 schema.entry(definitions).or_insert_with(|| all.clone());
             }
         }
+        let schema = Value::Object(schema);
+        // Tools of one family repeat themselves.
+        if let Some((name, _)) = self.schemas.iter().find(|(_, known)| *known == schema) {
+            return name.clone();
+        }
         let name = format!("json{}", self.schemas.len());
-        self.schemas.push((name.clone(), Value::Object(schema)));
+        self.schemas.push((name.clone(), schema));
         name
     }
 
@@ -271,8 +278,11 @@ impl Writer {
     }
 
     fn terminal(&mut self, expression: &str) -> String {
-        let name = self.name("T");
-        let _ = writeln!(self.terminals, "{name}: {expression}");
+        if let Some((name, _)) = self.terminals.iter().find(|(_, known)| known == expression) {
+            return name.clone();
+        }
+        let name = format!("T{}", self.terminals.len());
+        self.terminals.push((name.clone(), expression.to_string()));
         name
     }
 }

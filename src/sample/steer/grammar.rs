@@ -2,8 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
@@ -22,8 +21,8 @@ const NESTING_MAX: usize = 200;
 const STACK_BYTES: usize = 64 << 20;
 /// A client waits for this; what takes longer is no grammar for a server.
 const COMPILE_TIME_MAX: Duration = Duration::from_secs(10);
-/// Compilations at once, those that nobody waits for any more included.
-const COMPILE_COUNT_MAX: usize = 8;
+/// Compilations at once, those that nobody waits for any more included; others wait for their turn.
+const COMPILE_COUNT_MAX: usize = 4;
 
 /// One id of the vocabulary, as a grammar sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +73,7 @@ struct Shared {
     factory: ParserFactory,
     eos: Vec<u32>,
     pool: Arc<Pool>,
-    compiling: AtomicUsize,
+    turns: Turns,
 }
 
 /// A compiled grammar; cheap to clone.
@@ -115,30 +114,24 @@ impl Compiler {
             verbose_errors: false,
             ..ParserLimits::default()
         };
-        let shared = Shared { factory, eos, pool: Pool::new(), compiling: AtomicUsize::new(0) };
+        let shared = Shared { factory, eos, pool: Pool::new(), turns: Turns::default() };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Blocks for milliseconds as a rule, for [`COMPILE_TIME_MAX`] at most: call it where that hurts nobody.
     pub fn compile(&self, source: &Source) -> Result<Grammar, GrammarError> {
         let grammar = top(source)?;
-        if self.shared.compiling.fetch_add(1, Ordering::AcqRel) >= COMPILE_COUNT_MAX {
-            self.shared.compiling.fetch_sub(1, Ordering::AcqRel);
-            return Err(GrammarError::Busy);
-        }
+        let turn = Turn::take(&self.shared).ok_or(GrammarError::Busy)?;
         let (sender, receiver) = mpsc::sync_channel(1);
         let compiler = self.clone();
         let work = move || {
             let made = compiler.build(grammar);
-            compiler.shared.compiling.fetch_sub(1, Ordering::AcqRel);
+            drop(turn);
             // Nobody may be waiting any more.
             let _ = sender.send(made);
         };
         let thread = std::thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES);
-        if thread.spawn(work).is_err() {
-            self.shared.compiling.fetch_sub(1, Ordering::AcqRel);
-            return Err(GrammarError::Busy);
-        }
+        thread.spawn(work).map_err(|_| GrammarError::Busy)?;
         match receiver.recv_timeout(COMPILE_TIME_MAX) {
             Ok(made) => made,
             Err(mpsc::RecvTimeoutError::Timeout) => Err(GrammarError::TooSlow),
@@ -168,6 +161,42 @@ impl Compiler {
         warnings.retain(|warning| seen.insert(warning.clone()));
         let compiled = Compiled { start, warnings, shared: self.shared.clone() };
         Ok(Grammar { compiled: Arc::new(compiled) })
+    }
+}
+
+/// How many compile now.
+#[derive(Default)]
+struct Turns {
+    taken: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// The right to compile; given back when dropped.
+struct Turn {
+    shared: Arc<Shared>,
+}
+
+impl Turn {
+    /// Waits for one, but no longer than a compilation may take.
+    fn take(shared: &Arc<Shared>) -> Option<Self> {
+        let turns = &shared.turns;
+        let taken = turns.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = |taken: &mut usize| *taken >= COMPILE_COUNT_MAX;
+        let waited = turns.freed.wait_timeout_while(taken, COMPILE_TIME_MAX, full);
+        let (mut taken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() {
+            return None;
+        }
+        *taken += 1;
+        Some(Self { shared: Arc::clone(shared) })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let turns = &self.shared.turns;
+        *turns.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        turns.freed.notify_one();
     }
 }
 

@@ -247,6 +247,8 @@ impl Helm {
         };
         match self.rows.get(row).copied().unwrap_or(Row::Broken) {
             Row::Free => Rule::Free,
+            // Who asks to stop where the thought ends wants no answer.
+            Row::Unended if stop_ids.iter().any(|&id| self.ends_thought(id)) => Rule::Free,
             Row::Unended => Rule::Unended,
             Row::Forced(id) => Rule::Forced(id),
             Row::Complete => Rule::Complete,

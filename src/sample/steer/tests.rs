@@ -431,6 +431,82 @@ proptest! {
     }
 }
 
+/// A schema of random keywords with random, often wrong values.
+fn any_schema() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(json!(true)),
+        Just(json!(3)),
+        Just(json!(-1)),
+        Just(json!(null)),
+        Just(json!("string")),
+        Just(json!("#/$defs/a")),
+        Just(json!("^(a|b)+$")),
+        Just(json!(["a", 1])),
+        Just(json!(["integer", "null"])),
+        Just(json!({})),
+        Just(json!(1e300)),
+    ];
+    let keys = prop::sample::select(vec![
+        "type",
+        "properties",
+        "required",
+        "items",
+        "prefixItems",
+        "enum",
+        "const",
+        "anyOf",
+        "allOf",
+        "oneOf",
+        "not",
+        "$ref",
+        "$defs",
+        "a",
+        "pattern",
+        "format",
+        "minLength",
+        "maxLength",
+        "minimum",
+        "multipleOf",
+        "maxItems",
+        "additionalProperties",
+        "patternProperties",
+        "x-guidance",
+    ]);
+    leaf.prop_recursive(4, 24, 4, move |inner| {
+        prop_oneof![
+            prop::collection::vec((keys.clone(), inner.clone()), 0..4).prop_map(|entries| {
+                Value::Object(entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect())
+            }),
+            prop::collection::vec(inner, 0..3).prop_map(Value::Array),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Whatever a client sends becomes a grammar or an error, and a grammar can be written by.
+    #[test]
+    fn no_source_does_harm(source in prop_oneof![
+        any_schema().prop_map(schema),
+        "[a-c(){}|*+?.^$\\\\\\[\\]0-9,-]{0,20}".prop_map(Source::Regex),
+        "(start: |[a-cX:|*+?\"/()\\n %@<>{}\\[\\]0-9]){0,30}".prop_map(Source::Lark),
+    ]) {
+        if let Ok(grammar) = compiler().compile(&source) {
+            let steering = Steering { grammar: Some((grammar, Start::Answer)), ..Steering::default() };
+            let _ = write(sampler(&steering), 1, 10);
+        }
+    }
+}
+
+#[test]
+fn many_compile_at_once_and_none_is_turned_away() {
+    let sources = (0..40).map(|index| Source::Regex(format!("a{{{index}}}b")));
+    let threads: Vec<_> =
+        sources.map(|source| std::thread::spawn(move || compiler().compile(&source).is_ok())).collect();
+    assert!(threads.into_iter().all(|thread| thread.join().unwrap()));
+}
+
 #[test]
 fn drafts_are_cut_at_the_first_wrong_one() {
     let steering = answer(tree());
@@ -544,6 +620,13 @@ fn a_grammar_begins_right_after_the_cut() {
 fn an_answer_that_must_come_is_not_left_out() {
     let steering = Steering { thought: Some(thinking(None)), ..answer(Source::Choice(vec!["ab".into()])) };
     assert_ne!(thought(&steering, |_| one_hot(EOS), 1), [EOS]);
+}
+
+#[test]
+fn a_thought_may_be_all_that_is_wanted() {
+    let steering = Steering { thought: Some(thinking(None)), ..answer(Source::Choice(vec!["ab".into()])) };
+    let mut sampler = Sampler::new(params(), vec![EOS, END], 0, &[], 10, VOCAB).steered(Some(steering));
+    assert_eq!(sampler.sample(&mut Workspace::new(VOCAB), &one_hot(END), 0), Ok(END));
 }
 
 #[test]
