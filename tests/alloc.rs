@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use ferrotron::engine::{self, EngineConfig, Event, Request};
 use ferrotron::model::{Limits, Network};
 use ferrotron::sample::{Sampler, SamplingParams, Workspace};
-use ferrotron::schedule::{Outcome, Scheduler};
+use ferrotron::schedule::{Arrival, Config, Outcome, Scheduler};
 use null::{Null, sampling};
 
 struct Counting;
@@ -70,21 +70,22 @@ fn costly(seed: u64) -> SamplingParams {
 
 #[test]
 fn planning_and_sampling_allocate_nothing() {
-    let mut scheduler = Scheduler::new(limits(), 8).unwrap();
-    let mut network = Null::new(limits(), VOCAB).reserve(1024);
+    let mut scheduler = Scheduler::new(Config::new(limits(), 8)).unwrap();
+    let mut network = Null::new(limits(), VOCAB);
     let mut workspace = Workspace::new(VOCAB);
     let mut samplers: Vec<_> =
         (0..SEQUENCES).map(|id| Sampler::new(costly(id), vec![], 0, &[1; 20], 400, VOCAB)).collect();
     for id in 0..SEQUENCES {
-        scheduler.add(id, vec![1; 20], 400, false).unwrap();
+        scheduler.add(Arrival { id, prompt: vec![1; 20], max_tokens: 400, ..Arrival::default() }).unwrap();
     }
-    let (mut inputs, mut outcomes) = (scheduler.inputs(), Vec::new());
+    let (mut inputs, mut outcomes, mut sampled) = (scheduler.inputs(), Vec::new(), Vec::new());
     // The first steps read the prompts; the last of them still grow `outcomes`.
     let mut steady = None;
     for step in 0..300 {
         assert!(scheduler.plan(&mut inputs));
         let logits = network.step(&inputs).unwrap();
         outcomes.clear();
+        sampled.clear();
         for share in scheduler.shares() {
             if !share.samples {
                 outcomes.push(Outcome::Advance);
@@ -95,9 +96,10 @@ fn planning_and_sampling_allocate_nothing() {
             let sampler = &mut samplers[share.id as usize];
             let id = sampler.sample(&mut workspace, row, position).unwrap();
             sampler.accept(id);
-            outcomes.push(Outcome::Token(id));
+            outcomes.push(Outcome::Tokens { first: sampled.len(), count: 1 });
+            sampled.push(id);
         }
-        scheduler.commit(&outcomes);
+        scheduler.commit(&outcomes, &sampled);
         if step == 20 {
             steady = Some(allocations());
         }
@@ -112,7 +114,7 @@ async fn the_engine_allocates_only_blocks_of_events() {
     let counted = Arc::new(AtomicU64::new(0));
     let on_thread = counted.clone();
     let (handle, _runner) = engine::start(EngineConfig::default(), move |_| {
-        let mut network = Null::new(limits(), VOCAB).reserve(1024);
+        let mut network = Null::new(limits(), VOCAB);
         let (mut steps, mut first) = (0, 0);
         network.before = Box::new(move |inputs| {
             // From the first step in which all decode, every step with the same four.

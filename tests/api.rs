@@ -69,6 +69,45 @@ fn text() -> Text {
     .expect("the tiny model's own files")
 }
 
+fn names() -> Vec<String> {
+    vec!["nvidia/tiny".into(), "tiny".into()]
+}
+
+fn limits() -> Limits {
+    Limits { step_tokens: 1024, logit_rows: 1024, slots: 8, blocks: 512, block_len: 16, ..Limits::default() }
+}
+
+/// A model that answers `script`.
+async fn resident(index: usize, names: Vec<String>, script: &str, pace: Duration) -> api::Resident {
+    let text = text();
+    let ids = text.encode(script, false).expect("plain text");
+    let end = text.id_of("<|im_end|>").expect("a control token");
+    let network = Script { ids, end, pace, prompts: HashMap::new(), limits: limits(), logits: Vec::new() };
+    around(index, names, text, network).await
+}
+
+/// A model that does what `network` does.
+async fn around(
+    index: usize,
+    served_names: Vec<String>,
+    text: Text,
+    network: impl Network + 'static,
+) -> api::Resident {
+    let config = EngineConfig { context_len: CONTEXT, ..EngineConfig::default() };
+    let (engine, _) = engine::start(config, move |_| Ok(Box::new(network)));
+    engine.loaded().await;
+    let model = ModelInfo {
+        served_names,
+        root: "tiny".into(),
+        created: 1,
+        max_model_len: CONTEXT,
+        vocab_size: VOCAB,
+        stop_ids: text.id_of("<|im_end|>").into_iter().collect(),
+        defaults: SamplingDefaults::default(),
+    };
+    api::Resident { index, text: Arc::new(text), engine, model: Arc::new(model) }
+}
+
 /// A server whose model answers `script`.
 struct Server {
     app: Arc<App>,
@@ -76,39 +115,12 @@ struct Server {
 
 impl Server {
     async fn answering(script: &str) -> Self {
-        Self::start(script, Duration::ZERO, Options::new(vec!["nvidia/tiny".into(), "tiny".into()])).await
+        Self::start(script, Duration::ZERO, Options::new(names())).await
     }
 
     async fn start(script: &str, pace: Duration, options: Options) -> Self {
-        let text = text();
-        let ids = text.encode(script, false).expect("plain text");
-        let end = text.id_of("<|im_end|>").expect("a control token");
-        let limits = Limits {
-            step_tokens: 1024,
-            logit_rows: 1024,
-            slots: 8,
-            blocks: 512,
-            block_len: 16,
-            ..Limits::default()
-        };
-        let network = Script { ids, end, pace, prompts: HashMap::new(), limits, logits: Vec::new() };
-        let config = EngineConfig { context_len: CONTEXT, ..EngineConfig::default() };
-        let (engine, _) = engine::start(config, move |_| Ok(Box::new(network)));
-        engine.loaded().await;
         let app = App::new(options);
-        app.set_resident(api::Resident {
-            text: Arc::new(text),
-            engine,
-            model: Arc::new(ModelInfo {
-                served_names: vec!["nvidia/tiny".into(), "tiny".into()],
-                root: "tiny".into(),
-                created: 1,
-                max_model_len: CONTEXT,
-                vocab_size: VOCAB,
-                stop_ids: vec![end],
-                defaults: SamplingDefaults::default(),
-            }),
-        });
+        app.set_resident(resident(0, names(), script, pace).await);
         Self { app }
     }
 
@@ -156,10 +168,11 @@ async fn read(response: Response) -> (StatusCode, String) {
     (status, String::from_utf8(bytes.to_vec()).expect("UTF-8"))
 }
 
-/// Names and times become constants.
+/// Names become constants, times go.
 fn redact(mut value: Value) -> Value {
     match &mut value {
         Value::Object(map) => {
+            map.shift_remove("timings");
             for (key, value) in map.iter_mut() {
                 match (key.as_str(), &*value) {
                     ("id", Value::String(id)) if id.starts_with("call_") => *value = json!("[call]"),
@@ -388,6 +401,101 @@ async fn models_are_listed_and_found_with_slashes() {
     assert_eq!(server.get("/v1/models/gpt-4").await.0, StatusCode::NOT_FOUND);
 }
 
+/// The content of the answer to `extra`, and how it ended.
+async fn said(script: &str, extra: Value) -> (Value, Value) {
+    let (status, answer) = Server::answering(script).await.json(CHAT, chat(extra)).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let choice = &answer["choices"][0];
+    (choice["message"]["content"].clone(), choice["finish_reason"].clone())
+}
+
+#[tokio::test]
+async fn a_constraint_holds_under_each_of_its_names() {
+    let choices = json!(["yes", "no"]);
+    let schema = json!({"enum": ["yes", "no"]});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+    for (extra, quoted) in [
+        (json!({"structured_outputs": {"choice": choices}}), false),
+        (json!({"structured_outputs": {"regex": "yes|no"}}), false),
+        (json!({"structured_outputs": {"grammar": "start: \"yes\" | \"no\""}}), false),
+        (json!({"structured_outputs": {"json": schema}}), true),
+        (json!({"response_format": format}), true),
+        (json!({"guided_choice": choices}), false),
+        (json!({"guided_regex": "^(yes|no)$"}), false),
+        (json!({"guided_grammar": "root ::= \"yes\" | \"no\""}), false),
+        (json!({"guided_json": schema.to_string()}), true),
+    ] {
+        let (content, reason) = said("Hm.\n</think>\nPerhaps, if", extra.clone()).await;
+        let expected =
+            ["yes", "no"].map(|word| if quoted { json!(format!("{word:?}")) } else { json!(word) });
+        assert!(expected.contains(&content), "{extra}: {content}");
+        assert_eq!(reason, json!("stop"), "{extra}");
+    }
+}
+
+#[tokio::test]
+async fn a_constraint_holds_for_completions() {
+    let server = Server::answering("Perhaps").await;
+    let body = json!({"prompt": "Well?", "temperature": 0, "n": 1, "guided_choice": ["yes", "no"]});
+    let (_, answer) = server.json("/v1/completions", body).await;
+    let choice = &answer["choices"][0];
+    assert!([json!("yes"), json!("no")].contains(&choice["text"]), "{choice}");
+    assert_eq!(choice["finish_reason"], json!("stop"));
+}
+
+#[tokio::test]
+async fn a_forced_call_says_how_it_ended_and_keeps_its_thought() {
+    let named = json!({"type": "function", "function": {"name": "weather"}});
+    for (choice, reason) in [(json!("required"), "tool_calls"), (named, "stop")] {
+        let server = Server::answering(CALL).await;
+        let body = chat(json!({"tools": weather(), "tool_choice": choice}));
+        let (_, answer) = server.json(CHAT, body).await;
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["finish_reason"], json!(reason), "{choice}");
+        assert_eq!(choice["message"]["reasoning"], json!("Look it up."), "{choice}");
+        let calls = &choice["message"]["tool_calls"];
+        assert_eq!(calls[0]["function"]["arguments"], json!("{\"city\": \"Bonn\", \"days\": 2}"), "{choice}");
+        assert_eq!(calls.as_array().map(Vec::len), Some(1));
+    }
+}
+
+#[tokio::test]
+async fn a_call_within_the_thought_is_a_forced_call_too() {
+    let script = CALL.replace("\n</think>", "");
+    let server = Server::answering(&script).await;
+    let body = chat(json!({"tools": weather(), "tool_choice": "required", "thinking_token_budget": 50}));
+    let (_, answer) = server.json(CHAT, body).await;
+    let message = &answer["choices"][0]["message"];
+    assert_eq!(message["reasoning"], json!("Look it up."), "{message}");
+    assert_eq!(message["tool_calls"][0]["function"]["name"], json!("weather"), "{message}");
+}
+
+#[tokio::test]
+async fn a_call_is_held_to_its_schema_unasked() {
+    let server = Server::answering(&CALL.replace("\n2\n", "\ntwo\n")).await;
+    let (_, answer) = server.json(CHAT, chat(json!({"tools": weather(), "max_tokens": 100}))).await;
+    let message = &answer["choices"][0]["message"];
+    // The script does not know that it was led astray, so the call need not end; but it has no word for a number.
+    assert!(!message.to_string().contains("two"), "{message}");
+}
+
+#[tokio::test]
+async fn a_thought_ends_at_its_budget() {
+    for (budget, thought) in [(0, Value::Null), (1, json!("one")), (3, json!("one two three"))] {
+        let server = Server::answering("one two three four five six seven eight").await;
+        let text = text();
+        let count = thought.as_str().map_or(0, |text_| text.encode(text_, false).expect("text").len());
+        let budget = if budget == 0 { 0 } else { count };
+        let (_, answer) = server.json(CHAT, chat(json!({"thinking_token_budget": budget}))).await;
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["message"]["reasoning"], thought, "{choice}");
+        assert_eq!(choice["finish_reason"], json!("stop"), "{choice}");
+        let details = &answer["usage"]["completion_tokens_details"];
+        // The line break before the end is a thought's, too.
+        assert_eq!(details["reasoning_tokens"], json!(if count == 0 { 0 } else { count + 1 }), "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn bad_requests_are_named() {
     let server = Server::answering("x").await;
@@ -419,23 +527,27 @@ async fn bad_requests_are_named() {
     check(CHAT, &with(json!({"model": "gpt-4"})), 404, json!("model"), "nvidia/tiny").await;
     check(CHAT, &with(json!({"temperature": 3})), 400, json!("temperature"), "between 0 and 2").await;
     check(CHAT, &with(json!({"max_tokens": 100_000})), 400, json!("max_tokens"), "max_model_len").await;
-    check(
-        CHAT,
-        &with(json!({"response_format": {"type": "json_object"}})),
-        400,
-        json!("response_format"),
-        "grammar",
-    )
-    .await;
-    check(CHAT, &with(json!({"guided_json": {}})), 400, json!("guided_json"), "grammar").await;
-    check(
-        CHAT,
-        &with(json!({"tools": weather(), "tool_choice": "required"})),
-        400,
-        json!("tool_choice"),
-        "grammar",
-    )
-    .await;
+    for stream in [false, true] {
+        let with = |extra: Value| {
+            let mut body = chat(extra);
+            body["stream"] = json!(stream);
+            body.to_string()
+        };
+        let format = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}});
+        let path = json!("response_format.json_schema.schema");
+        check(CHAT, &with(format(json!({"type": "text"}))), 400, path.clone(), "`type`").await;
+        check(CHAT, &with(format(json!({"$ref": "#/$defs/No"}))), 400, path.clone(), "No").await;
+        check(CHAT, &with(format(json!({"enum": []}))), 400, path, "`enum`").await;
+        check(CHAT, &with(json!({"guided_regex": "("})), 400, json!("guided_regex"), "regex").await;
+        check(CHAT, &with(json!({"guided_grammar": "?"})), 400, json!("guided_grammar"), "grammar").await;
+        let nested = "(".repeat(100_000);
+        check(CHAT, &with(json!({"guided_regex": nested})), 400, json!("guided_regex"), "brackets").await;
+        let unspeakable = json!([{"type": "function", "function": {"name": "a>b"}}]);
+        let forced = json!({"tools": unspeakable, "tool_choice": "required"});
+        check(CHAT, &with(forced), 400, json!("tools"), "a>b").await;
+    }
+    let both = json!({"structured_outputs": {"regex": "a", "choice": ["b"]}});
+    check(CHAT, &with(both), 400, json!("structured_outputs"), "exactly one").await;
     let long = json!([{"role": "user", "content": "word ".repeat(2000)}]);
     check(CHAT, &with(json!({"messages": long})), 400, json!("input_tokens"), "maximum context length").await;
     // Fields that nobody knows, nulls and floats do no harm.
@@ -571,7 +683,7 @@ async fn every_series_is_there_from_the_start_and_counts() {
 #[tokio::test]
 async fn a_client_that_goes_away_frees_its_place() {
     let script = "word ".repeat(400);
-    let options = Options::new(vec!["nvidia/tiny".into()]);
+    let options = Options::new(names());
     let server = Server::start(&script, Duration::from_millis(5), options).await;
     let abort = "finished_reason=\"abort\",model_name=\"nvidia/tiny\"} ";
     // Streaming: the body is dropped. Not streaming: the handler is.
@@ -595,13 +707,217 @@ async fn a_client_that_goes_away_frees_its_place() {
 }
 
 #[tokio::test]
+async fn the_last_word_of_an_answer_says_how_long_it_took() {
+    let server = Server::answering("</think>one two three").await;
+    let check = |timings: &Value, usage: &Value| {
+        assert_eq!(timings["predicted_n"], usage["completion_tokens"], "{timings}");
+        assert_eq!(timings["prompt_n"], usage["prompt_tokens"], "{timings}");
+        assert!(["queue_ms", "prompt_ms", "predicted_ms"].iter().all(|name| timings[name].is_f64()));
+    };
+    for extra in [json!({}), json!({"stop": [" two"]}), json!({"n": 2, "temperature": 1})] {
+        let (_, plain) = server.post(CHAT, &chat(extra.clone())).await;
+        let plain: Value = serde_json::from_str(&plain).expect("JSON");
+        check(&plain["timings"], &plain["usage"]);
+        for include_usage in [false, true] {
+            let mut body = chat(extra.clone());
+            body["stream"] = json!(true);
+            body["stream_options"] = json!({"include_usage": include_usage});
+            let (_, events) = server.post(CHAT, &body).await;
+            let data = events.lines().filter_map(|line| line.strip_prefix("data: {"));
+            let events: Vec<Value> =
+                data.map(|rest| serde_json::from_str(&format!("{{{rest}")).expect("JSON")).collect();
+            let (last, before) = events.split_last().expect("events");
+            check(&last["timings"], &plain["usage"]);
+            assert!(before.iter().all(|event| event.get("timings").is_none()), "{before:?}");
+        }
+    }
+}
+
+/// A front model that says "front", one behind that is not there yet, and what puts it there.
+async fn two() -> (Server, api::Resident) {
+    let mut options = Options::new(names());
+    options.models.push(vec!["large".into()]);
+    let app = App::new(options);
+    app.set_resident(resident(0, names(), " front", Duration::ZERO).await);
+    (Server { app }, resident(1, vec!["large".into()], " behind", Duration::ZERO).await)
+}
+
+fn continued(model: Value) -> Value {
+    json!({"model": model, "prompt": "Once", "temperature": 0})
+}
+
+#[tokio::test]
+async fn the_model_of_a_request_picks_the_engine() {
+    let (server, behind) = two().await;
+    server.app.set_resident(behind);
+    let check = async |model: Value, said: &str| {
+        let (status, answer) = server.json("/v1/completions", continued(model.clone())).await;
+        assert_eq!((status, &answer["choices"][0]["text"]), (StatusCode::OK, &json!(said)), "{model}");
+        assert_eq!(answer["model"], if said == " behind" { json!("large") } else { json!("nvidia/tiny") });
+    };
+    check(Value::Null, " front").await;
+    check(json!(""), " front").await;
+    check(json!("nvidia/tiny"), " front").await;
+    check(json!("large"), " behind").await;
+    for path in ["/v1/completions", CHAT, "/tokenize", "/detokenize"] {
+        let (status, error) = server.json(path, continued(json!("medium"))).await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{path}: {error}");
+        assert!(error["error"]["message"].to_string().contains("nvidia/tiny, tiny, large"), "{error}");
+    }
+    let (_, list) = server.get("/v1/models").await;
+    let list: Value = serde_json::from_str(&list).expect("JSON");
+    let ids: Vec<&Value> = list["data"].as_array().into_iter().flatten().map(|card| &card["id"]).collect();
+    assert_eq!(ids, ["nvidia/tiny", "tiny", "large"]);
+    assert_eq!(server.get("/v1/models/large").await.0, StatusCode::OK);
+    let (_, page) = server.get("/metrics").await;
+    for series in [
+        "vllm:request_success_total{engine=\"0\",finished_reason=\"stop\",model_name=\"nvidia/tiny\"} 3",
+        "vllm:request_success_total{engine=\"1\",finished_reason=\"stop\",model_name=\"large\"} 1",
+        "vllm:num_requests_running{model_name=\"large\",engine=\"1\"} 0",
+    ] {
+        assert!(page.lines().any(|line| line == series), "no {series} in {page}");
+    }
+}
+
+#[tokio::test]
+async fn one_that_still_loads_keeps_only_its_own_requests_waiting() {
+    let (server, behind) = two().await;
+    assert_eq!(server.json("/v1/completions", continued(json!("tiny"))).await.0, StatusCode::OK);
+    let (status, error) = server.json("/v1/completions", continued(json!("large"))).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(error["error"]["message"].to_string().contains("Loading model"), "{error}");
+    let (status, health) = server.get("/health").await;
+    assert_eq!(
+        (status, health.as_str()),
+        (StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"loading","progress":0.5}"#)
+    );
+    server.app.set_resident(behind);
+    assert_eq!(server.get("/health").await.0, StatusCode::OK);
+}
+
+/// Every step waits for a word from outside, and dies of a bad one.
+struct Gate {
+    words: std::sync::mpsc::Receiver<Result<(), StepError>>,
+    limits: Limits,
+    logits: Vec<f32>,
+}
+
+impl Network for Gate {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn step(&mut self, inputs: &StepInputs) -> Result<&[f32], StepError> {
+        self.words.recv().unwrap_or(Ok(()))?;
+        self.logits.clear();
+        self.logits.resize(inputs.logit_rows.len() * VOCAB, 0.0);
+        Ok(&self.logits)
+    }
+}
+
+async fn gated(
+    index: usize,
+    names: Vec<String>,
+) -> (api::Resident, std::sync::mpsc::Sender<Result<(), StepError>>) {
+    let (word, words) = std::sync::mpsc::channel();
+    let network = Gate { words, limits: limits(), logits: Vec::new() };
+    (around(index, names, text(), network).await, word)
+}
+
+/// Asks until the answer has `words`.
+async fn until(server: &Server, path: &str, words: &str) {
+    let give_up = Instant::now() + Duration::from_secs(60);
+    loop {
+        let text = server.get(path).await.1;
+        if text.contains(words) {
+            return;
+        }
+        assert!(Instant::now() < give_up, "no {words:?} in {text}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_does_not_end_turns_health_red_until_it_does() {
+    let mut options = Options::new(names());
+    options.stall_timeout = Duration::from_millis(1);
+    let app = App::new(options);
+    let (resident, word) = gated(0, names()).await;
+    app.set_resident(resident);
+    let server = Server { app };
+    let one = json!({"prompt": "x", "max_tokens": 1});
+    let stuck = server.call(post("/v1/completions", one.to_string()));
+    let watch = async {
+        until(&server, "/health", "no step has finished").await;
+        until(&server, "/metrics", "ferrotron:stalled{model_name=\"nvidia/tiny\",engine=\"0\"} 1").await;
+        word.send(Ok(())).expect("the network lives");
+    };
+    let (response, ()) = tokio::join!(stuck, watch);
+    assert_eq!(response.status(), StatusCode::OK);
+    until(&server, "/health", "ok").await;
+    until(&server, "/metrics", "ferrotron:stalled{model_name=\"nvidia/tiny\",engine=\"0\"} 0").await;
+}
+
+#[tokio::test]
+async fn a_dead_engine_turns_health_red_and_tells_who_waits() {
+    let (server, _) = two().await;
+    let (resident, word) = gated(1, vec!["large".into()]).await;
+    server.app.set_resident(resident);
+    assert_eq!(server.get("/health").await.0, StatusCode::OK);
+    word.send(Err(StepError::Device("it burns".into()))).expect("the network lives");
+    let (status, error) = server.json("/v1/completions", continued(json!("large"))).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(error["error"]["message"].to_string().contains("it burns"), "{error}");
+    let (status, health) = server.get("/health").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(health.contains("large: the device failed: it burns"), "{health}");
+    let (status, error) = server.json("/v1/completions", continued(json!("large"))).await;
+    assert_eq!(
+        (status, &error["error"]["type"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &json!("Service Unavailable"))
+    );
+}
+
+#[tokio::test]
+async fn too_many_are_told_to_come_again() {
+    let options = Options::new(names());
+    let server = Server::start("x", Duration::from_millis(5), options).await;
+    let engine = &server.app.resident(0).expect("a model").engine;
+    // As full as a thousand clients would make it.
+    engine.stats().waiting.store(1024, std::sync::atomic::Ordering::Relaxed);
+    let response = server.call(post(CHAT, chat(json!({})).to_string())).await;
+    assert!(response.headers().contains_key(header::RETRY_AFTER));
+    let (status, text) = read(response).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(text.contains("RateLimitError") && text.contains("1024 requests are queued"), "{text}");
+}
+
+#[tokio::test]
+async fn a_class_in_the_header_is_read_like_the_field() {
+    let server = Server::answering("x").await;
+    let send = async |value: &str| {
+        let mut request = post(CHAT, chat(json!({"max_tokens": 1})).to_string());
+        request.headers_mut().insert("x-vllm-priority", value.parse().expect("a header"));
+        read(server.call(request).await).await
+    };
+    assert_eq!(send("-3").await.0, StatusCode::OK);
+    let (status, text) = send("urgent").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(text.contains("X-Vllm-Priority"), "{text}");
+}
+
+#[tokio::test]
 async fn at_the_end_open_streams_are_told() {
-    let options = Options::new(vec!["nvidia/tiny".into()]);
+    let options = Options::new(names());
     let server = Server::start(&"word ".repeat(400), Duration::from_millis(5), options).await;
     let response = server.call(post(CHAT, chat(json!({"stream": true})).to_string())).await;
     server.app.set_draining();
     assert_eq!(server.get("/health").await.0, StatusCode::SERVICE_UNAVAILABLE);
-    let engine = server.app.resident().expect("a model").engine.clone();
+    let engine = server.app.resident(0).expect("a model").engine.clone();
     engine.shutdown(Duration::from_millis(50)).await;
     let (_, events) = read(response).await;
     let tail: Vec<&str> = events.lines().filter(|line| !line.is_empty()).rev().take(2).collect();

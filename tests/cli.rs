@@ -264,7 +264,6 @@ fn eval_answers_the_prompts_of_a_file() {
     bad(&["eval", "--prompts", &file(&folder, "bad.jsonl", "{\"family\": 1}")], &["bad.jsonl"]);
     bad(&["eval", "--prompts", &file(&folder, "none.jsonl", "")], &["none.jsonl", "no prompts"]);
     bad(&["eval", "--max-tokens", &usize::MAX.to_string()], &["the context of 8192"]);
-    bad(&["eval", "--backend", "reference"], &["--backend", "cpu"]);
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use ferrotron::backend::cpu::{Cpu, simd::Isa};
 use ferrotron::backend::host::{Buffer, Routes};
 use ferrotron::backend::reference::Reference;
-use ferrotron::backend::{Backend, Heads, Precision, SequenceInputs, StatePlan, StepInputs};
+use ferrotron::backend::{Backend, Heads, KvType, Precision, SequenceInputs, SsmType, StatePlan, StepInputs};
 use ferrotron::model::config::{Attention, Mamba, Moe};
+use ferrotron::ops::cells::Cells;
 use ferrotron::ops::linear::Epilogue;
 use ferrotron::weights::quantize::quantize;
 use ferrotron::weights::{Kind, Linear};
@@ -31,6 +32,10 @@ fn weight(seed: u64, rows: usize, cols: usize, kind: Kind) -> Linear {
 
 fn buffer(seed: u64, rows: usize, width: usize) -> Buffer {
     Buffer { width, data: values(seed, rows * width).into() }
+}
+
+fn numbers(cells: &Cells) -> Vec<f32> {
+    (0..cells.len()).map(|i| cells.get(i)).collect()
 }
 
 fn cpus(threads: usize) -> Vec<Cpu> {
@@ -173,6 +178,7 @@ proptest! {
     #[test]
     fn mamba_equals_its_reference(
         seed: u64, a in 1u32..7, b in 1u32..7, past in 0u32..3, taps in prop_oneof![Just(4usize), 2usize..=8],
+        narrow: bool,
     ) {
         let shape = Mamba {
             heads: 6, head_dim: 5, state_size: 24, groups: 3, conv_kernel: taps, conv_bias: true,
@@ -180,7 +186,9 @@ proptest! {
         };
         let inputs = step(&[(2, past, a), (0, 0, b)], 4);
         let tokens = (a + b) as usize;
-        let plan = StatePlan { slots: 3, blocks: 8, block_len: 4, mamba: vec![shape], ..StatePlan::default() };
+        let ssm = if narrow { SsmType::F16 } else { SsmType::F32 };
+        let plan =
+            StatePlan { slots: 3, blocks: 8, block_len: 4, ssm, mamba: vec![shape], ..StatePlan::default() };
         let projected = buffer(seed, tokens, shape.projection());
         let c = shape.conv_channels();
         let (weight, bias) = (values(seed ^ 1, c * taps), values(seed ^ 2, c));
@@ -188,7 +196,7 @@ proptest! {
         let norm = values(seed ^ 6, shape.inner());
         let start = |state: &mut ferrotron::backend::host::State| {
             state.conv[0].copy_from_slice(&values(seed ^ 7, 3 * (taps - 1) * c));
-            state.ssm[0].copy_from_slice(&values(seed ^ 8, 3 * shape.inner() * 24));
+            state.ssm[0].write(0, &values(seed ^ 8, 3 * shape.inner() * 24));
         };
         let mut reference = Reference::new(Precision::F32);
         let mut expected_state = reference.state(&plan);
@@ -208,25 +216,39 @@ proptest! {
             close(&out_xbc.data, &xbc.data, 1e-5, name);
             prop_assert_eq!(&state.conv[0], &expected_state.conv[0], "tails are moved, not computed");
             cpu.ssm(&inputs, 0, &shape, &projected, &out_xbc, heads(), &mut state, &mut out);
-            close(&out.data, &scanned, 1e-4, name);
-            close(&state.ssm[0], &expected_state.ssm[0], 1e-4, name);
+            // Where sums differ in their last bit, a state may be rounded to the other neighbour after each token.
+            let expected_numbers = numbers(&expected_state.ssm[0]);
+            let apart = expected_numbers.iter().fold(1.0f32, |m, v| m.max(v.abs())) / 1024.0;
+            let slack = if narrow { tokens as f32 * apart } else { 0.0 };
+            close(&out.data, &scanned, 1e-4 + 24.0 * slack, name);
+            close(&numbers(&state.ssm[0]), &expected_numbers, 1e-4 + slack, name);
             cpu.gated_norm(tokens, &shape, 1e-5, &projected, &norm, &mut out);
-            close(&out.data, &y.data, 2e-3, name);
+            if !narrow {
+                close(&out.data, &y.data, 2e-3, name);
+            }
         }
     }
 
     #[test]
-    fn attention_equals_its_reference(seed: u64, a in 1u32..9, b in 1u32..9, past in 0u32..12) {
+    fn attention_equals_its_reference(
+        seed: u64, a in 1u32..9, b in 1u32..9, past in 0u32..12, hidden in 0u32..12,
+    ) {
         let shape = Attention { heads: 4, kv_heads: 2, head_dim: 40 };
-        let inputs = step(&[(0, past, a), (1, 0, b)], 4);
+        let mut inputs = step(&[(0, past, a), (1, 0, b)], 4);
+        inputs.sequences[0].visible_from = hidden.min(past);
         let tokens = (a + b) as usize;
-        let plan = StatePlan { slots: 2, blocks: 16, block_len: 4, attention: vec![shape], ..StatePlan::default() };
         let (q, k, v) = (buffer(seed, tokens, 160), buffer(seed ^ 1, tokens, 80), buffer(seed ^ 2, tokens, 80));
         let start = |state: &mut ferrotron::backend::host::State| {
-            state.keys[0].copy_from_slice(&values(seed ^ 3, 16 * 4 * 80));
-            state.values[0].copy_from_slice(&values(seed ^ 4, 16 * 4 * 80));
+            state.keys[0].write(0, &values(seed ^ 3, 16 * 4 * 80));
+            state.values[0].write(0, &values(seed ^ 4, 16 * 4 * 80));
         };
-        for precision in [Precision::F32, Precision::Bf16] {
+        for (precision, kv) in [
+            (Precision::F32, KvType::Auto), (Precision::F32, KvType::Bf16), (Precision::F32, KvType::Fp8),
+            (Precision::Bf16, KvType::Auto), (Precision::Bf16, KvType::F32),
+        ] {
+            let attention = vec![shape];
+            let plan =
+                StatePlan { slots: 2, blocks: 16, block_len: 4, kv, attention, ..StatePlan::default() };
             let mut reference = Reference::new(precision);
             let mut expected_state = reference.state(&plan);
             start(&mut expected_state);

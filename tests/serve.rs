@@ -170,6 +170,109 @@ fn a_bad_request_is_told_what_is_bad_and_harms_nobody() {
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }
 
+/// A chat that ends soon, whatever the toy model says.
+fn chat(extra: Value) -> Value {
+    let mut body = json!({
+        "messages": [{"role": "user", "content": "What is 17 + 25?"}], "thinking_token_budget": 20, "max_tokens": 400,
+        "temperature": 1.0, "seed": 7,
+    });
+    if let (Value::Object(body), Value::Object(extra)) = (&mut body, extra) {
+        body.extend(extra);
+    }
+    body
+}
+
+/// With the thought, without it, and with none to begin with.
+fn thoughts() -> [Value; 3] {
+    [json!({}), json!({"thinking_token_budget": 0}), json!({"reasoning_effort": "none"})]
+}
+
+#[test]
+fn a_schema_is_kept_with_and_without_a_thought() {
+    let server = Server::ready(&[]);
+    let schema = json!({
+        "$defs": {"Item": {
+            "type": "object",
+            "properties": {"name": {"type": "string", "maxLength": 6}, "count": {"type": "integer", "maximum": 99, "minimum": 0}},
+            "required": ["name", "count"],
+        }},
+        "type": "object",
+        "properties": {
+            "kind": {"enum": ["sum", "list"]},
+            "items": {"type": "array", "items": {"$ref": "#/$defs/Item"}, "maxItems": 2},
+        },
+        "required": ["kind", "items"],
+    });
+    let format =
+        json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}});
+    for thought in thoughts() {
+        for seed in 0..4 {
+            let mut body = chat(format.clone());
+            body["seed"] = json!(seed);
+            thought.as_object().into_iter().flatten().for_each(|(key, value)| body[key] = value.clone());
+            let answer = server.post(CHAT, &body);
+            let choice = answer.json()["choices"][0].clone();
+            assert_eq!(choice["finish_reason"], json!("stop"), "{choice}");
+            let content = choice["message"]["content"].as_str().unwrap_or_default();
+            let value: Value =
+                serde_json::from_str(content).unwrap_or_else(|error| panic!("{error}: {choice}"));
+            assert_eq!(content.trim(), content, "nothing around it");
+            assert!([json!("sum"), json!("list")].contains(&value["kind"]), "{value}");
+            for item in value["items"].as_array().expect("a list") {
+                assert!(item["name"].as_str().is_some_and(|name| name.chars().count() <= 6), "{value}");
+                assert!(item["count"].as_u64().is_some_and(|count| count <= 99), "{value}");
+                assert_eq!(item.as_object().map(serde_json::Map::len), Some(2), "{value}");
+            }
+        }
+    }
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}
+
+#[test]
+fn a_call_that_must_be_made_is_made_with_and_without_a_thought() {
+    let server = Server::ready(&[]);
+    let function = |name: &str| {
+        json!({"type": "function", "function": {"name": name, "parameters": {
+            "type": "object",
+            "properties": {
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+                "days": {"type": "integer", "minimum": 1, "maximum": 9},
+            },
+            "required": ["unit", "days"],
+        }}})
+    };
+    let tools = json!([function("weather"), function("forecast")]);
+    let named = json!({"type": "function", "function": {"name": "forecast"}});
+    for thought in thoughts() {
+        for choice in [json!("required"), named.clone()] {
+            let mut body = chat(json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": false}));
+            thought.as_object().into_iter().flatten().for_each(|(key, value)| body[key] = value.clone());
+            let message = server.post(CHAT, &body).json()["choices"][0]["message"].clone();
+            let call = &message["tool_calls"][0]["function"];
+            let arguments: Value = call["arguments"]
+                .as_str()
+                .and_then(|text| serde_json::from_str(text).ok())
+                .unwrap_or_default();
+            assert!(["celsius", "fahrenheit"].map(Value::from).contains(&arguments["unit"]), "{message}");
+            assert!((1..=9).contains(&arguments["days"].as_u64().unwrap_or(0)), "{message}");
+            assert!(choice == json!("required") || call["name"] == json!("forecast"), "{message}");
+            assert!(message["content"].is_null(), "{message}");
+            assert_eq!(message["tool_calls"].as_array().map(Vec::len), Some(1), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_thought_costs_no_more_than_its_budget() {
+    let server = Server::ready(&[]);
+    for budget in [0, 1, 5] {
+        let body = chat(json!({"thinking_token_budget": budget, "max_tokens": 40}));
+        let usage = server.post(CHAT, &body).json()["usage"].clone();
+        let thought = usage["completion_tokens_details"]["reasoning_tokens"].as_u64();
+        assert!(thought.is_some_and(|count| count <= budget + 1), "{budget}: {usage}");
+    }
+}
+
 #[test]
 fn half_a_request_makes_nobody_wait() {
     let server = Server::ready(&["--max-num-seqs", "1"]);
@@ -204,6 +307,9 @@ fn a_flag_that_cannot_be_is_refused_before_anything_is_set_aside() {
     check("--trace-file", "/nowhere/trace.json", "/nowhere/trace.json cannot be written");
     check("--max-num-queued-reqs", "0", "from 1 to 1000000");
     check("--max-model-len", "8193", "at most the model's 8192 tokens, got 8193");
+    check("--kv-cache-tokens", "1000000000k", "--allow-overcommit");
+    check("--spec-depth", "9", "0..=8");
+    check("--speculative-config", "eagle", "must be");
     check("--host", "256.0.0.1", "256.0.0.1");
     check("--chat-template", "/nowhere/template", "/nowhere/template");
     check("--override-generation-config", r#"{"top_p": 2}"#, "top_p: expected above 0 and at most 1, got 2");
@@ -220,6 +326,30 @@ fn a_trace_is_whole_when_the_server_has_ended() {
     assert_eq!(server.ended().code(), Some(0), "{}", server.log());
     let trace: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     assert!(trace.is_array(), "{trace}");
+}
+
+#[test]
+fn two_models_share_a_door_and_not_their_answers() {
+    let alone = Server::ready(&["tiny-nvfp4"]).post(COMPLETIONS, &greedy("Hi! My name is", 20)).text();
+    let server = Server::ready(&["tiny", "--model", "large=tiny-nvfp4"]);
+    let large = with(greedy("Hi! My name is", 20), "model", json!("large"));
+    let together = ["tiny", "large"]
+        .map(|model| server.begin(COMPLETIONS, &with(greedy("Hi! My name is", 20), "model", json!(model))));
+    let [_, behind] = together.map(|open| open.answer().text());
+    assert_eq!((&behind, &server.post(COMPLETIONS, &large).text()), (&alone, &alone));
+    assert_eq!(server.metric("vllm:generation_tokens_total", "engine=\"0\""), 20.0);
+    assert_eq!(server.metric("vllm:generation_tokens_total", "engine=\"1\""), 40.0);
+    let plan = server.log();
+    assert!(plan.lines().any(|line| line.contains("tiny") && line.contains("together")), "{plan}");
+}
+
+#[test]
+fn a_stall_is_told() {
+    // No step is so quick: whoever looks while one runs finds it late.
+    let server = Server::ready(&["--health-stall-timeout", "0.00001"]);
+    let mut stream = server.begin(COMPLETIONS, &endless(true));
+    stream.line("data:");
+    server.wait_for_log("The engine of tiny has finished no step for");
 }
 
 #[test]

@@ -17,7 +17,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates that stay in one room.
-const GUESTS: [(&str, &[&str]); 7] = [
+const GUESTS: [(&str, &[&str]); 8] = [
     ("axum", &["api", "cli"]),
     ("hyper", &["cli"]),
     ("tokenizers", &["text"]),
@@ -25,6 +25,7 @@ const GUESTS: [(&str, &[&str]); 7] = [
     ("safetensors", &["weights"]),
     ("rayon", &["backend", "model", "cli"]),
     ("hf_hub", &["cli"]),
+    ("llguidance", &["sample"]),
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

@@ -28,9 +28,24 @@ impl FromRequest<Arc<App>> for JsonBody {
         if length.is_some_and(|length| length > limit) {
             return Err(ApiError::TooLarge { limit });
         }
+        let priority = priority(request.headers())?;
         let bytes = read(request.into_body(), limit).await?;
-        read_object(&bytes).map(|map| Self { map, arrived })
+        let mut map = read_object(&bytes)?;
+        if let Some(priority) = priority.filter(|_| map.get("priority").is_none_or(Value::is_null)) {
+            map.insert("priority".to_owned(), priority.into());
+        }
+        Ok(Self { map, arrived })
     }
+}
+
+/// Proxies sort their clients into classes without touching the body: the header stands for the field where there
+/// is none. Errors: 400 if it is no integer.
+fn priority(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
+    let Some(value) = headers.get("x-vllm-priority") else { return Ok(None) };
+    let number = value.to_str().ok().and_then(|value| value.trim().parse().ok());
+    number
+        .map(Some)
+        .ok_or_else(|| ApiError::bad("X-Vllm-Priority", "The header `X-Vllm-Priority` must be an integer."))
 }
 
 /// A page of another origin can send text without asking first, but not JSON: so this also keeps strangers out.

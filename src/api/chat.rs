@@ -8,11 +8,13 @@
 use super::body::JsonBody;
 use super::envelope::{Envelope, TokenView, fingerprint};
 use super::error::ApiError;
-use super::generate::{Finished, Generation, Input, Token, Update, UpdateEvent, Usage, fit};
+use super::generate::{Finished, Generation, Input, Token, Update, UpdateEvent, fit};
 use super::request_id::RequestId;
 use super::sse::{self, Frames};
 use super::state::{App, Resident};
-use super::types::{ChatRequest, Common, StreamOptions};
+use super::steer;
+use super::types::{ChatRequest, Common, Forced, StreamOptions};
+use super::usage::Usage;
 use crate::text::{Chat, Delta, Mode};
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
@@ -26,12 +28,15 @@ pub async fn create(
     Extension(request_id): Extension<RequestId>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let resident = app.ready()?;
-    let request = ChatRequest::read(&body.map, app.rules(resident))?;
+    let resident = app.ready(&body.map)?;
+    let mut request = ChatRequest::read(&body.map, app.rules(resident))?;
+    let chat = std::mem::take(&mut request.chat);
+    let prompt = fit(render(resident, chat).await?, &request.common, resident.model.max_model_len)?;
+    let starts_in_reasoning = resident.text.starts_in_reasoning(&prompt);
+    let steering = steer::chat(&app, resident, &request, &prompt, starts_in_reasoning).await?;
     let common = request.common;
-    let prompt = fit(render(resident, request.chat).await?, &common, resident.model.max_model_len)?;
     let mode = Mode::Chat {
-        starts_in_reasoning: resident.text.starts_in_reasoning(&prompt),
+        starts_in_reasoning,
         thinking: request.thinking,
         force_nonempty_content: request.force_nonempty_content,
         tools: request.tools,
@@ -41,11 +46,13 @@ pub async fn create(
         tokens: TokenView::new(resident, &common),
         return_ids: common.return_ids,
         include_reasoning: request.include_reasoning,
+        named: matches!(request.forced, Some(Forced::Named(_))),
         choices: (0..common.n).map(|_| ChoiceState::default()).collect(),
     };
     let envelope = Envelope::new("chatcmpl", &common, &request_id.0);
     let fingerprint = fingerprint(&resident.model);
-    let input = Input { prompt: prompt.clone(), mode, one_call: request.one_call };
+    let borders = resident.text.borders(&prompt);
+    let input = Input { prompt: prompt.clone(), borders, mode, one_call: request.one_call, steering };
     let generation = Generation::start(&app, resident, &common, vec![input], body.arrived)?;
     match common.stream {
         Some(options) => {
@@ -112,6 +119,8 @@ struct Reader {
     tokens: TokenView,
     return_ids: bool,
     include_reasoning: bool,
+    /// The client has chosen what is called: that it is called is then no news, and the reason is `stop`.
+    named: bool,
     choices: Vec<ChoiceState>,
 }
 
@@ -143,7 +152,7 @@ impl Reader {
                 pieces.push(Piece::End(End {
                     finish_reason: match finish {
                         Finished::Length => "length",
-                        _ if state.called => "tool_calls",
+                        _ if state.called && !self.named => "tool_calls",
                         _ => finish.reason(),
                     },
                     stop_reason: finish.stop_reason(),
@@ -211,9 +220,15 @@ struct ChatFrames {
 }
 
 impl Frames for ChatFrames {
-    fn frames(&mut self, update: Update, usage: Usage) -> Vec<Value> {
+    fn frames(&mut self, update: Update, usage: Usage, is_last: bool) -> Vec<Value> {
         let chunks = self.reader.chunks(update, &self.prompt);
-        chunks.into_iter().filter_map(|chunk| self.frame(chunk, usage)).collect()
+        let mut frames: Vec<Value> =
+            chunks.into_iter().filter_map(|chunk| self.frame(chunk, usage)).collect();
+        // Where a frame with the usage follows, that one is the last.
+        if let Some(last) = frames.last_mut().filter(|_| is_last && !self.options.include_usage) {
+            last["timings"] = usage.timings_json();
+        }
+        frames
     }
 
     fn closing(&mut self, usage: Usage) -> Option<Value> {
@@ -221,6 +236,7 @@ impl Frames for ChatFrames {
             let mut frame = self.head();
             frame.insert("choices".into(), json!([]));
             frame.insert("usage".into(), usage.to_json());
+            frame.insert("timings".into(), usage.timings_json());
             Value::Object(frame)
         })
     }
@@ -400,6 +416,7 @@ impl Collected {
         answer.insert("service_tier".into(), Value::Null);
         answer.insert("system_fingerprint".into(), json!(self.fingerprint));
         answer.insert("usage".into(), usage.to_json());
+        answer.insert("timings".into(), usage.timings_json());
         answer.insert("prompt_logprobs".into(), self.prompt_logprobs);
         if self.return_ids {
             answer.insert("prompt_token_ids".into(), json!(self.prompt));

@@ -3,11 +3,13 @@
 use super::body::JsonBody;
 use super::envelope::{Envelope, TokenView, fingerprint, finite};
 use super::error::ApiError;
-use super::generate::{Generation, Input, Update, UpdateEvent, Usage, fit};
+use super::generate::{Generation, Input, Update, UpdateEvent, fit};
 use super::request_id::RequestId;
 use super::sse::{self, Frames};
 use super::state::{App, Resident};
+use super::steer;
 use super::types::{CompletionRequest, Prompt, StreamOptions};
+use super::usage::Usage;
 use crate::engine::TokenLogprobs;
 use crate::text::{Delta, Mode};
 use axum::extract::{Extension, State};
@@ -21,7 +23,7 @@ pub async fn create(
     Extension(request_id): Extension<RequestId>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let resident = app.ready()?;
+    let resident = app.ready(&body.map)?;
     let request = CompletionRequest::read(&body.map, app.rules(resident))?;
     let common = request.common;
     let mut prompts = Vec::with_capacity(request.prompts.len());
@@ -30,9 +32,17 @@ pub async fn create(
     {
         prompts.push(Echo { ids: fit(ids, &common, resident.model.max_model_len)?, text });
     }
+    let steering = steer::completion(&app, resident, request.constraint.as_ref()).await?;
     let inputs = prompts
         .iter()
-        .map(|prompt| Input { prompt: prompt.ids.clone(), mode: Mode::Raw, one_call: false })
+        .map(|prompt| Input {
+            prompt: prompt.ids.clone(),
+            // Nobody knows where raw text has its turns.
+            borders: Vec::new(),
+            mode: Mode::Raw,
+            one_call: false,
+            steering: steering.clone(),
+        })
         .collect();
     let writer = Writer {
         tokens: TokenView::new(resident, &common),
@@ -261,7 +271,7 @@ struct CompletionFrames {
 }
 
 impl Frames for CompletionFrames {
-    fn frames(&mut self, update: Update, usage: Usage) -> Vec<Value> {
+    fn frames(&mut self, update: Update, usage: Usage, is_last: bool) -> Vec<Value> {
         let Some(chunk) = self.writer.chunk(update) else { return Vec::new() };
         if chunk.text.is_empty() && chunk.end.is_none() {
             return Vec::new();
@@ -271,6 +281,10 @@ impl Frames for CompletionFrames {
         if self.options.continuous_usage {
             frame.insert("usage".into(), usage.to_json());
         }
+        // Where a frame with the usage follows, that one is the last.
+        if is_last && !self.options.include_usage {
+            frame.insert("timings".into(), usage.timings_json());
+        }
         vec![Value::Object(frame)]
     }
 
@@ -279,6 +293,7 @@ impl Frames for CompletionFrames {
             let mut frame = self.writer.head();
             frame.insert("choices".into(), json!([]));
             frame.insert("usage".into(), usage.to_json());
+            frame.insert("timings".into(), usage.timings_json());
             Value::Object(frame)
         })
     }
@@ -322,5 +337,6 @@ async fn collect(
     let mut answer = writer.head();
     answer.insert("choices".into(), Value::Array(choices));
     answer.insert("usage".into(), generation.usage().to_json());
+    answer.insert("timings".into(), generation.usage().timings_json());
     Ok(axum::Json(Value::Object(answer)))
 }

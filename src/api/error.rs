@@ -35,6 +35,9 @@ pub enum ApiError {
     LoadFailed(String),
     #[error("The server is shutting down.")]
     ShuttingDown,
+    /// The request's own `timeout`, or the server's for all.
+    #[error("The answer was not complete before the request's timeout.")]
+    TimedOut,
     #[error("The engine has stopped: {0}")]
     EngineDead(String),
     #[error("{0}")]
@@ -61,11 +64,12 @@ impl ApiError {
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge"),
             Self::NotImplemented(_) => (StatusCode::NOT_IMPLEMENTED, "NotImplementedError"),
-            Self::Busy { .. }
-            | Self::Loading { .. }
-            | Self::LoadFailed(_)
-            | Self::ShuttingDown
-            | Self::EngineDead(_) => (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable"),
+            // The proxies in front count 503 as a sick server; a full one is well.
+            Self::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, "RateLimitError"),
+            Self::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "TimeoutError"),
+            Self::Loading { .. } | Self::LoadFailed(_) | Self::ShuttingDown | Self::EngineDead(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable")
+            }
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError"),
         }
     }
@@ -94,6 +98,10 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         if self.is_passing() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self == Self::TimedOut {
+            // SDKs repeat what failed with 5xx; the same request would take as long again.
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if self == Self::Unauthorized {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -142,5 +150,17 @@ mod tests {
         assert!(retry(ApiError::Loading { percent: 10.0 }));
         assert!(!retry(ApiError::malformed("no")));
         assert!(!retry(ApiError::LoadFailed("no file".into())));
+        assert!(!retry(ApiError::TimedOut));
+    }
+
+    #[test]
+    fn who_must_wait_is_told_from_who_waited_too_long() {
+        let check = |error: ApiError, status: u16, kind: &str| {
+            assert_eq!((error.kind().0.as_u16(), error.kind().1), (status, kind));
+        };
+        check(ApiError::Busy { limit: 1 }, 429, "RateLimitError");
+        check(ApiError::TimedOut, 504, "TimeoutError");
+        check(ApiError::ShuttingDown, 503, "Service Unavailable");
+        assert_eq!(ApiError::TimedOut.into_response().headers()["x-should-retry"], "false");
     }
 }

@@ -5,10 +5,12 @@
 //! and their updates interleave as they come. Dropping the [`Generation`] cancels all of them.
 
 use super::error::ApiError;
-use super::metrics::{Ending, RequestMeter};
+use super::meter::{Ending, RequestMeter};
 use super::state::{App, Resident};
 use super::types::Common;
-use crate::engine::{Event, Failure, Finish, Request, RequestStream, SubmitError, TokenLogprobs};
+use super::usage::Usage;
+use crate::engine::{Event, Failure, Finish, Request, RequestStream, SubmitError, Timings, TokenLogprobs};
+use crate::sample::Steering;
 use crate::text::{Decoder, DecoderOptions, Delta, Mode};
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 use serde_json::{Value, json};
@@ -18,9 +20,13 @@ use std::time::Instant;
 pub struct Input {
     /// Fits the context; see [`fit`].
     pub prompt: Vec<u32>,
+    /// Where its turns end; see [`crate::text::Text::borders`].
+    pub borders: Vec<u32>,
     pub mode: Mode,
     /// The answer ends after its first tool call.
     pub one_call: bool,
+    /// The same for each of its answers.
+    pub steering: Option<Steering>,
 }
 
 /// One step of one choice.
@@ -75,32 +81,12 @@ impl Finished {
     }
 }
 
-/// Tokens spent, over all choices so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Each prompt once, however many answers it gets.
-    pub prompt_tokens: usize,
-    pub cached_tokens: usize,
-    pub completion_tokens: usize,
-    pub reasoning_tokens: usize,
-}
-
-impl Usage {
-    pub fn to_json(self) -> Value {
-        json!({
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
-        })
-    }
-}
-
 /// All choices of one HTTP request, under way.
 pub struct Generation {
     choices: SelectAll<BoxStream<'static, Result<Counted, ApiError>>>,
     usage: Usage,
+    /// Choices that have not ended.
+    open: usize,
     failed: bool,
 }
 
@@ -124,16 +110,18 @@ impl Generation {
         let mut usage = Usage::default();
         for input in inputs {
             usage.prompt_tokens += input.prompt.len();
+            let group = (common.n > 1).then(|| app.ids.group());
             for answer in 0..common.n {
                 let index = choices.len();
                 let mut sampling = common.sampling.clone();
                 sampling.seed = base_seed.wrapping_add(index as u64);
-                let choice =
-                    Choice::submit(app, resident, common, &input, index, answer == 0, sampling, arrived)?;
+                let place = Place { index, group, counts_prompt: answer == 0, arrived };
+                let choice = Choice::submit(app, resident, common, &input, place, sampling)?;
                 choices.push(choice.into_stream().boxed());
             }
         }
-        Ok(Self { choices, usage, failed: false })
+        let open = choices.len();
+        Ok(Self { choices, usage, open, failed: false })
     }
 
     /// The next update of any choice; `None` when all have ended. An error ends the whole request.
@@ -143,9 +131,8 @@ impl Generation {
         }
         match self.choices.next().await? {
             Ok(Counted { update, usage }) => {
-                self.usage.cached_tokens += usage.cached_tokens;
-                self.usage.completion_tokens += usage.completion_tokens;
-                self.usage.reasoning_tokens += usage.reasoning_tokens;
+                self.usage.add(usage);
+                self.open -= usize::from(matches!(update.event, UpdateEvent::Ended { .. }));
                 Some(Ok(update))
             }
             Err(error) => {
@@ -158,6 +145,11 @@ impl Generation {
 
     pub fn usage(&self) -> Usage {
         self.usage
+    }
+
+    /// Every choice has ended: the usage is final.
+    pub fn is_complete(&self) -> bool {
+        self.open == 0
     }
 }
 
@@ -187,6 +179,17 @@ fn too_long(prompt: usize, limit: usize) -> ApiError {
     )
 }
 
+/// Where a choice stands in its request.
+struct Place {
+    index: usize,
+    /// Of all answers to its prompt, if there are several.
+    group: Option<u64>,
+    /// The first answer to a prompt counts what the cache held of it.
+    counts_prompt: bool,
+    /// When the request had arrived.
+    arrived: Instant,
+}
+
 /// One answer being generated.
 struct Choice {
     index: usize,
@@ -204,7 +207,6 @@ struct Choice {
     min_tokens: usize,
     generated: usize,
     reasoning_tokens: usize,
-    /// The first answer to a prompt counts what the cache held of it.
     counts_prompt: bool,
     meter: RequestMeter,
     /// Found by us rather than by the engine: the next update says so.
@@ -218,11 +220,10 @@ impl Choice {
         resident: &Resident,
         common: &Common,
         input: &Input,
-        index: usize,
-        counts_prompt: bool,
+        place: Place,
         sampling: crate::sample::SamplingParams,
-        arrived: Instant,
     ) -> Result<Self, ApiError> {
+        let Place { index, group, counts_prompt, arrived } = place;
         let room = resident.model.max_model_len.saturating_sub(input.prompt.len());
         let max_tokens = common.max_tokens.unwrap_or(room).min(room);
         let min_tokens = common.min_tokens.min(max_tokens);
@@ -231,12 +232,19 @@ impl Choice {
         let mut stop_ids: Vec<u32> = checkpoint.iter().chain(own).copied().collect();
         stop_ids.sort_unstable();
         stop_ids.dedup();
-        let meter =
-            RequestMeter::new(app.metrics.clone(), arrived, input.prompt.len(), common.max_tokens, common.n);
+        let metrics = app.metrics.model(resident.index).clone();
+        let meter = RequestMeter::new(metrics, arrived, input.prompt.len(), common.max_tokens, common.n);
         let request = Request {
             min_tokens,
             stop_ids: stop_ids.clone(),
             prompt_logprobs: common.prompt_logprobs,
+            priority: common.priority,
+            cache_salt: common.cache_salt.clone(),
+            borders: input.borders.clone(),
+            group,
+            speculation: common.speculation,
+            deadline: common.timeout.and_then(|timeout| arrived.checked_add(timeout)),
+            steering: input.steering.clone(),
             ..Request::new(input.prompt.clone(), sampling, max_tokens.max(1))
         };
         let stream = match resident.engine.submit(request) {
@@ -284,10 +292,16 @@ impl Choice {
             return None;
         }
         if let Some(finish) = self.stopped.take() {
-            return Some(Ok(self.end(finish)));
+            // The engine's last word was at the start; what came after is known here.
+            let timings = self.meter.timings();
+            return Some(Ok(self.end(finish, timings)));
         }
-        let stream = self.stream.as_mut()?;
-        match stream.next().await? {
+        let event = self.stream.as_mut()?.next().await?;
+        Some(self.take(event))
+    }
+
+    fn take(&mut self, event: Event) -> Result<Counted, ApiError> {
+        match event {
             Event::Started { cached_tokens, prompt_logprobs, timings } => {
                 self.meter.started(cached_tokens, timings);
                 if self.max_tokens == 0 {
@@ -295,22 +309,22 @@ impl Choice {
                 }
                 let cached_tokens = if self.counts_prompt { cached_tokens } else { 0 };
                 let usage = Usage { cached_tokens, ..Usage::default() };
-                Some(Ok(self.counted(UpdateEvent::Started { prompt_logprobs }, usage)))
+                Ok(self.counted(UpdateEvent::Started { prompt_logprobs }, usage))
             }
-            Event::Token { id, logprobs } => Some(Ok(self.token(Token { id, logprobs }))),
-            Event::Finished { finish, .. } => {
+            Event::Token { id, logprobs } => Ok(self.token(Token { id, logprobs })),
+            Event::Finished { finish, timings } => {
                 let finish = match finish {
                     Finish::Length => Finished::Length,
                     Finish::Stop { id } if self.own_stop_ids.contains(&id) => Finished::StopId(id),
                     Finish::Stop { .. } => Finished::Eos,
                 };
-                Some(Ok(self.end(finish)))
+                Ok(self.end(finish, timings))
             }
             Event::Failed(failure) => {
                 self.ended = true;
                 self.stream = None;
                 self.meter.ended(Ending::Error);
-                Some(Err(failed(failure)))
+                Err(failed(failure))
             }
         }
     }
@@ -349,7 +363,7 @@ impl Choice {
         self.stream = None;
     }
 
-    fn end(&mut self, finish: Finished) -> Counted {
+    fn end(&mut self, finish: Finished, timings: Timings) -> Counted {
         self.ended = true;
         self.stream = None;
         let mut deltas = Vec::new();
@@ -362,7 +376,8 @@ impl Choice {
         }
         self.meter.ended(if finish == Finished::Length { Ending::Length } else { Ending::Stop });
         let reasoning_became_content = self.decoder.reasoning_became_content();
-        self.counted(UpdateEvent::Ended { deltas, finish, reasoning_became_content }, Usage::default())
+        let usage = Usage { timings, ..Usage::default() };
+        self.counted(UpdateEvent::Ended { deltas, finish, reasoning_became_content }, usage)
     }
 
     fn counted(&self, event: UpdateEvent, usage: Usage) -> Counted {
@@ -386,11 +401,72 @@ fn refused(error: SubmitError) -> ApiError {
 
 fn failed(failure: Failure) -> ApiError {
     match failure {
-        Failure::NotFinite | Failure::Dead(_) => {
+        Failure::NotFinite | Failure::Steering | Failure::Dead(_) => {
             ApiError::Internal(format!("The generation failed: {failure}."))
         }
         Failure::NothingAllowed => ApiError::malformed(format!("The generation ended: {failure}.")),
         Failure::ShuttingDown => ApiError::ShuttingDown,
-        Failure::TimedOut => ApiError::Internal(format!("The generation ended: {failure}.")),
+        Failure::TimedOut => ApiError::TimedOut,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::metrics::Metrics;
+    use crate::text::{Text, TextFiles};
+
+    fn choice(index: usize, counts_prompt: bool) -> Choice {
+        let text = Text::load(TextFiles {
+            tokenizer_json: include_bytes!("../../models/tiny/tokenizer.json"),
+            tokenizer_config: None,
+            chat_template: None,
+        });
+        let decoder = text.expect("the tiny model's own file").decoder(DecoderOptions {
+            mode: Mode::Raw,
+            stop: Vec::new(),
+            include_stop: false,
+            skip_special: true,
+        });
+        Choice {
+            index,
+            stream: None,
+            decoder,
+            stop_ids: Vec::new(),
+            own_stop_ids: Vec::new(),
+            include_stop: false,
+            one_call: false,
+            max_tokens: 9,
+            min_tokens: 0,
+            generated: 0,
+            reasoning_tokens: 0,
+            counts_prompt,
+            meter: RequestMeter::new(Metrics::new(&["tiny"]).model(0).clone(), Instant::now(), 100, None, 1),
+            stopped: None,
+            ended: false,
+        }
+    }
+
+    /// The usage of two prompts with two answers each, when the engine found so much of each.
+    fn cached(found: [usize; 4]) -> usize {
+        let mut usage = Usage::default();
+        for (index, cached_tokens) in found.into_iter().enumerate() {
+            let mut choice = choice(index, index % 2 == 0);
+            let timings = Timings::default();
+            let started = Event::Started { cached_tokens, prompt_logprobs: None, timings };
+            let finished = Event::Finished { finish: Finish::Length, timings };
+            for event in [started, Event::Token { id: 20, logprobs: None }, finished] {
+                usage.add(choice.take(event).expect("no event is a failure").usage);
+            }
+        }
+        assert_eq!(usage.completion_tokens, 4);
+        usage.cached_tokens
+    }
+
+    #[test]
+    fn what_was_cached_of_a_prompt_counts_once_however_many_answers_it_gets() {
+        // The second answer of each pair finds what the first has just computed.
+        assert_eq!(cached([0, 100, 0, 100]), 0);
+        assert_eq!(cached([64, 100, 32, 100]), 96);
     }
 }

@@ -35,6 +35,11 @@ impl IdSource {
         format!("call_{}", self.hex())
     }
 
+    /// Tells the answers to one prompt from those to another.
+    pub fn group(&self) -> u64 {
+        self.count.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// The seed of a request that gave none.
     pub fn seed(&self) -> u64 {
         let count = self.seeds_drawn.fetch_add(1, Ordering::Relaxed);

@@ -9,7 +9,7 @@
 //! ```text
 //! let app = App::new(Options::new(vec!["tiny".into()]));
 //! tokio::spawn(serve(listener, app.clone(), shutdown));   // answers 503 with the progress from here on
-//! app.set_resident(Resident { text, engine, model });     // answers as soon as the engine is ready
+//! app.set_resident(Resident { index: 0, text, engine, model });   // answers as soon as the engine is ready
 //! ```
 
 mod auth;
@@ -23,6 +23,7 @@ mod exposition;
 mod fields;
 mod generate;
 mod ids;
+mod meter;
 mod metrics;
 mod model;
 mod models;
@@ -31,21 +32,25 @@ mod process;
 mod request_id;
 mod server;
 mod sse;
+mod stall;
 mod state;
+mod steer;
 mod throughput;
 mod tokenize;
 mod types;
+mod usage;
 
 pub use body::read_object;
 pub use cors::CorsOptions;
 pub use error::ApiError;
 pub use model::{ModelInfo, SamplingDefaults};
 pub use server::{Drain, serve};
+pub use stall::watch_stalls;
 pub use state::{App, BODY_LIMIT_DEFAULT, Health, Options, Resident, reported_version};
 pub use throughput::log_throughput;
 pub use types::{
     ChatRequest, Common, CompletionRequest, DetokenizeRequest, Prompt, RequestOptions, Rules, StreamOptions,
-    TokenizeInput, TokenizeRequest,
+    TokenizeInput, TokenizeRequest, speculation,
 };
 
 use axum::Router;

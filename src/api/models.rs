@@ -2,21 +2,26 @@
 
 use super::error::ApiError;
 use super::model::ModelInfo;
-use super::state::App;
+use super::state::{App, Resident};
 use axum::Json;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
+/// Every name of every model whose configuration is read. Errors: 503 while there is none.
 pub async fn list(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let model = &app.described()?.model;
-    let data: Vec<Value> = model.served_names.iter().map(|name| card(model, name)).collect();
+    app.described_at(0)?;
+    let cards = |resident: &Resident| {
+        let model = resident.model.clone();
+        model.served_names.iter().map(|name| card(&model, name)).collect::<Vec<_>>()
+    };
+    let data: Vec<Value> = app.residents().flat_map(cards).collect();
     Ok(Json(json!({"object": "list", "data": data})))
 }
 
 /// `id` is the rest of the path: names hold slashes, raw or percent-encoded.
 pub async fn retrieve(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let model = &app.described()?.model;
+    let model = &app.described_at(app.place(&id)?)?.model;
     Ok(Json(card(model, model.resolve(Some(&id))?)))
 }
 

@@ -30,7 +30,6 @@ pub async fn load(State(app): State<Arc<App>>) -> Json<Value> {
 }
 
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let page = app.metrics.page(app.resident().map(|resident| resident.engine.stats()));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    ([(header::CONTENT_TYPE, kind)], page).into_response()
+    ([(header::CONTENT_TYPE, kind)], app.exposition()).into_response()
 }

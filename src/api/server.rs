@@ -48,9 +48,7 @@ where
         if closing.await.is_err() {
             return std::future::pending().await;
         }
-        if let Some(resident) = app.resident() {
-            resident.engine.shutdown(drain.timeout).await;
-        }
+        app.shutdown(drain.timeout).await;
         tokio::time::sleep(GOODBYE).await;
     };
     tokio::select! {

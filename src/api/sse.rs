@@ -1,7 +1,8 @@
 //! Server-sent events: every update leaves as soon as it is there, and silence is filled with comments.
 
 use super::error::ApiError;
-use super::generate::{Generation, Update, Usage};
+use super::generate::{Generation, Update};
+use super::usage::Usage;
 use axum::http::{HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -13,8 +14,8 @@ use std::time::Duration;
 
 /// A route's wire form of a stream.
 pub trait Frames: Send + 'static {
-    /// The events that one update makes; often one, sometimes none.
-    fn frames(&mut self, update: Update, usage: Usage) -> Vec<Value>;
+    /// The events that one update makes; often one, sometimes none. `is_last`: every choice has ended.
+    fn frames(&mut self, update: Update, usage: Usage, is_last: bool) -> Vec<Value>;
 
     /// What follows the last update.
     fn closing(&mut self, usage: Usage) -> Option<Value>;
@@ -59,7 +60,8 @@ impl<F: Frames> Stream<F> {
         while self.ready.is_empty() && self.phase == Phase::Running {
             match self.generation.next().await {
                 Some(Ok(update)) => {
-                    let made = self.frames.frames(update, self.generation.usage());
+                    let made =
+                        self.frames.frames(update, self.generation.usage(), self.generation.is_complete());
                     self.ready.extend(made.iter().map(event));
                 }
                 Some(Err(error)) => {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// Text or a chat to ids; a chat's count equals `usage.prompt_tokens` of the same request.
 pub async fn tokenize(State(app): State<Arc<App>>, body: JsonBody) -> Result<Json<Value>, ApiError> {
-    let resident = app.described()?;
+    let resident = app.described(&body.map)?;
     let request = TokenizeRequest::read(&body.map, app.rules(resident))?;
     let ids = match request.input {
         TokenizeInput::Chat(chat) => render(resident, chat).await?,
@@ -37,7 +37,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: JsonBody) -> Result<Jso
 
 /// Ids to text, control tokens included.
 pub async fn detokenize(State(app): State<Arc<App>>, body: JsonBody) -> Result<Json<Value>, ApiError> {
-    let resident = app.described()?;
+    let resident = app.described(&body.map)?;
     let request = DetokenizeRequest::read(&body.map, app.rules(resident))?;
     let text = resident.text.decode(&request.ids, false);
     // llama-server calls it content.

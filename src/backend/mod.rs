@@ -8,10 +8,13 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod host;
+mod plan;
 pub mod reference;
 #[cfg(feature = "simt")]
 pub mod simt;
 pub mod trace;
+
+pub use plan::StateBytes;
 
 use crate::model::config::{Attention, Mamba, Moe};
 use crate::ops::linear::Epilogue;
@@ -68,6 +71,13 @@ pub struct SequenceInputs {
     pub visible_from: u32,
 }
 
+impl SequenceInputs {
+    /// Its tokens of this step that are no drafts.
+    pub fn certain(&self) -> u32 {
+        self.count - self.drafts
+    }
+}
+
 /// The block `to` becomes what `from` is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockCopy {
@@ -110,6 +120,36 @@ pub enum Hidden {
     Draft(u32),
 }
 
+impl DraftInputs {
+    /// One entry per token of one sequence alone, from position `past` on, in blocks 0, 1, 2 …; entry i joins row i of
+    /// the last step. The last one drafts.
+    pub fn single(tokens: &[u32], past: usize, block_len: usize) -> DraftInputs {
+        let mut step = StepInputs::single(tokens, past, block_len);
+        step.sequences[0].visible_from = 1;
+        DraftInputs { step, hidden: (0..tokens.len() as u32).map(Hidden::Step).collect() }
+    }
+
+    pub fn clear(&mut self) {
+        self.step.clear();
+        self.hidden.clear();
+    }
+
+    /// Whether this pass goes on from the last one.
+    pub fn recursive(&self) -> bool {
+        matches!(self.hidden.first(), Some(Hidden::Draft(_)))
+    }
+
+    /// As [`StepInputs::check`].
+    pub fn check(&self) {
+        assert_eq!(self.hidden.len(), self.step.tokens.len(), "one hidden vector per entry");
+        let recursive = |hidden: &Hidden| matches!(hidden, Hidden::Draft(_)) == self.recursive();
+        assert!(self.hidden.iter().all(recursive), "{:?}", self.hidden);
+        for s in &self.step.sequences {
+            assert!(s.past >= s.visible_from && s.visible_from >= 1, "position 0 has no entry: {s:?}");
+        }
+    }
+}
+
 impl StepInputs {
     pub fn clear(&mut self) {
         self.tokens.clear();
@@ -118,6 +158,45 @@ impl StepInputs {
         self.logit_rows.clear();
         self.block_copies.clear();
         self.saves.clear();
+    }
+
+    /// Panics where the step breaks a rule that the types above state; for debug builds.
+    pub fn check(&self) {
+        let mut next = 0;
+        for (index, s) in self.sequences.iter().enumerate() {
+            assert_eq!(s.first, next, "sequence {index}: tokens tile the step");
+            next += s.count;
+            assert!(s.drafts < s.count, "sequence {index}: one token at least is certain: {s:?}");
+            assert!(s.replay <= s.past && s.visible_from <= s.past, "sequence {index}: {s:?}");
+            let clash = |other: &SequenceInputs| other.slot == s.slot || other.source == s.slot;
+            let (before, after) = (&self.sequences[..index], &self.sequences[index + 1..]);
+            assert!(!before.iter().chain(after).any(clash), "sequence {index}: its slot is in use");
+        }
+        assert_eq!(next as usize, self.tokens.len(), "tokens tile the step");
+        assert!(self.saves.is_sorted_by_key(|save| (save.sequence, save.after)), "{:?}", self.saves);
+        for save in &self.saves {
+            let sequence = &self.sequences[save.sequence as usize];
+            assert!((1..=sequence.certain()).contains(&save.after), "{save:?} of {sequence:?}");
+            let taken = |s: &SequenceInputs| s.slot == save.to || s.source == save.to;
+            assert!(!self.sequences.iter().any(taken), "{save:?}: the place is in use");
+        }
+    }
+
+    /// A sequence's blocks, in order.
+    pub fn blocks_of(&self, sequence: &SequenceInputs) -> &[u32] {
+        &self.blocks[sequence.first_block as usize..][..sequence.block_count as usize]
+    }
+
+    /// The saves of `sequences[sequence]`, in the order of their tokens.
+    pub fn saves_of(&self, sequence: usize) -> &[Save] {
+        let from = self.saves.partition_point(|save| (save.sequence as usize) < sequence);
+        let count = self.saves[from..].partition_point(|save| save.sequence as usize == sequence);
+        &self.saves[from..][..count]
+    }
+
+    /// Rows of lanes that are read or written: replayed drafts and judged ones to come.
+    pub fn lane_rows(&self) -> usize {
+        self.sequences.iter().map(|s| (s.replay + s.drafts) as usize).sum()
     }
 
     /// The step of one sequence alone in slot 0 with blocks 0, 1, 2 …; logits of the last token.
@@ -279,6 +358,9 @@ pub trait Backend: Send {
         y: &mut Self::Buffer,
     );
 
+    /// Copies pages of every attention layer, in the given order.
+    fn copy_blocks(&mut self, copies: &[BlockCopy], state: &mut Self::State);
+
     /// Appends k and v to the pages of attention layer `layer` and attends causally.
     fn attention(
         &mut self,
@@ -318,8 +400,26 @@ pub trait Backend: Send {
     /// out[i] = x[rows[i]]
     fn gather(&mut self, rows: &[u32], x: &Self::Buffer, out: &mut Self::Buffer);
 
+    /// Keeps rows of `x`, the residual stream after the last layer: that of each sequence's last certain token at its
+    /// slot, for the slot may become a checkpoint, and those of the step's saves at their places.
+    fn keep_hidden(&mut self, inputs: &StepInputs, x: &Self::Buffer, state: &mut Self::State);
+
+    /// out[i] = what `hidden[i]` names: a row of the last step's `x`, what [`Self::keep_hidden`] kept, or a row of
+    /// `drafted`.
+    fn hidden(
+        &mut self,
+        hidden: &[Hidden],
+        x: &Self::Buffer,
+        drafted: &Self::Buffer,
+        state: &Self::State,
+        out: &mut Self::Buffer,
+    );
+
     /// out[i] = weight x[i], never rounded: logits.
     fn logits(&mut self, rows: usize, weight: &Self::Linear, x: &Self::Buffer, out: &mut Self::Buffer);
+
+    /// Appends the index of the largest number of each row; of equals the lowest.
+    fn largest(&mut self, rows: usize, x: &Self::Buffer, indices: &mut Vec<u32>);
 
     /// The first `rows` rows of a buffer on the host; empty where nothing was computed (trace).
     fn read<'a>(&'a mut self, rows: usize, buffer: &'a Self::Buffer) -> &'a [f32];

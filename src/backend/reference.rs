@@ -1,7 +1,7 @@
 //! The obviously right interpreter: every operation is its plain scalar loop from `ops`, on one thread.
 
 use super::{
-    Backend, Heads, Precision, StatePlan, StepInputs,
+    Backend, BlockCopy, Heads, Hidden, Precision, StatePlan, StepInputs,
     host::{Buffer, Routes, State},
 };
 use crate::model::config::{Attention, Mamba, Moe};
@@ -56,7 +56,7 @@ impl Backend for Reference {
     }
 
     fn state(&mut self, plan: &StatePlan) -> State {
-        State::new(plan)
+        State::new(plan, self.precision)
     }
 
     fn embed(&mut self, tokens: &[u32], table: &Linear, out: &mut Buffer) {
@@ -96,14 +96,15 @@ impl Backend for Reference {
         state: &mut State,
         out: &mut Buffer,
     ) {
-        let (state, count) = (&mut state.conv[layer], inputs.tokens.len());
+        let count = inputs.tokens.len();
         ops::conv::reference(
             shape,
-            &inputs.sequences,
+            inputs,
             projected.rows(count),
             weight,
             bias,
-            state,
+            &mut state.conv[layer],
+            &mut state.lanes[layer],
             out.rows_mut(count),
         );
         self.precision.round(out.rows_mut(count));
@@ -120,15 +121,17 @@ impl Backend for Reference {
         state: &mut State,
         out: &mut Buffer,
     ) {
-        let (state, count) = (&mut state.ssm[layer], inputs.tokens.len());
+        let count = inputs.tokens.len();
         let heads = ops::ssm::Heads { a_log: heads.a_log, d: heads.d, dt_bias: heads.dt_bias };
         ops::ssm::reference(
             shape,
-            &inputs.sequences,
+            layer,
+            inputs,
             projected.rows(count),
             xbc.rows(count),
             heads,
-            state,
+            &mut state.ssm[layer],
+            &mut state.lanes[layer],
             out.rows_mut(count),
         );
     }
@@ -147,6 +150,10 @@ impl Backend for Reference {
             ops::gated_norm::reference(shape.groups, eps, z, weight, y.row_mut(t));
         }
         self.precision.round(y.rows_mut(tokens));
+    }
+
+    fn copy_blocks(&mut self, copies: &[BlockCopy], state: &mut State) {
+        state.copy_blocks(copies);
     }
 
     fn attention(
@@ -171,7 +178,6 @@ impl Backend for Reference {
             v.rows(count),
             &mut state.keys[layer],
             &mut state.values[layer],
-            self.precision.store(),
             out.rows_mut(count),
         );
         self.precision.round(out.rows_mut(count));
@@ -221,8 +227,20 @@ impl Backend for Reference {
         }
     }
 
+    fn keep_hidden(&mut self, inputs: &StepInputs, x: &Buffer, state: &mut State) {
+        state.keep_hidden(inputs, x);
+    }
+
+    fn hidden(&mut self, hidden: &[Hidden], x: &Buffer, drafted: &Buffer, state: &State, out: &mut Buffer) {
+        state.hidden(hidden, x, drafted, out);
+    }
+
     fn logits(&mut self, rows: usize, weight: &Linear, x: &Buffer, out: &mut Buffer) {
         self.product(rows, weight, x, out, Epilogue::Store);
+    }
+
+    fn largest(&mut self, rows: usize, x: &Buffer, indices: &mut Vec<u32>) {
+        x.largest(rows, indices);
     }
 
     fn read<'a>(&'a mut self, rows: usize, buffer: &'a Buffer) -> &'a [f32] {

@@ -8,11 +8,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::resident::{BLOCK_LEN, BackendName, Compute, Resident, chat_mode, greedy, limits};
+use super::resident::{BLOCK_LEN, Compute, Resident, chat_mode, greedy, limits};
 use super::table::table;
-use crate::backend::{StepInputs, cpu::Cpu};
-use crate::model::{Model, Network};
-use crate::sample::argmax;
+use crate::backend::{DraftInputs, StepInputs};
+use crate::model::Network;
 use crate::text::{Answer, Chat, DecoderOptions, Fold, Message, Text, ToolCall};
 
 /// The prompts that ship with the tiny model, from families it was trained on but never seen in training.
@@ -134,9 +133,6 @@ fn percent(part: usize, whole: usize) -> f64 {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    if args.compute.backend != BackendName::Cpu {
-        bail!("--backend: eval drafts as well, which only the cpu backend can");
-    }
     let (name, lines) = match &args.prompts {
         Some(path) => {
             let name = path.display().to_string();
@@ -160,7 +156,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
     resident.check_context(longest, args.max_tokens)?;
     let longest = longest + args.max_tokens;
-    let mut model = resident.cpu_model(&args.compute, limits(1, longest, longest))?;
+    let mut model = resident.network(&args.compute, limits(1, longest, longest), &|_| {})?;
     let stop = resident.stop_ids();
 
     let style = ProgressStyle::with_template("answering {bar:30} {pos}/{len} [{elapsed}]")?;
@@ -168,10 +164,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut scores: BTreeMap<&str, Score> = BTreeMap::new();
     for (problem, prompt) in problems.iter().zip(prompts) {
         let mut ids = prompt.clone();
-        generate(&mut model, &mut ids, args.max_tokens, &stop)?;
+        generate(&mut *model, &mut ids, args.max_tokens, &stop)?;
         let answer = read_answer(&text, &problem.request, &prompt, &ids[prompt.len()..], &stop);
         let right = is_right(&problem.expect, &answer);
-        let (drafts, accepted) = first_drafts(&mut model, &ids, prompt.len());
+        let (drafts, accepted) = first_drafts(&mut *model, &ids, prompt.len())?;
         let score = Score { right: right.into(), asked: 1, drafts, accepted };
         *scores.entry(&problem.family).or_default() += score;
         if !right && args.show_wrong {
@@ -200,7 +196,7 @@ pub fn prompt(text: &Text, request: &Request) -> anyhow::Result<Vec<u32>> {
 }
 
 /// Appends the greedy continuation, the stop id included.
-fn generate(model: &mut Model<Cpu>, ids: &mut Vec<u32>, limit: usize, stop: &[u32]) -> anyhow::Result<()> {
+fn generate(model: &mut dyn Network, ids: &mut Vec<u32>, limit: usize, stop: &[u32]) -> anyhow::Result<()> {
     let mut inputs = StepInputs::single(ids, 0, BLOCK_LEN);
     for _ in 0..limit {
         let next = greedy(model.step(&inputs)?)?;
@@ -215,21 +211,20 @@ fn generate(model: &mut Model<Cpu>, ids: &mut Vec<u32>, limit: usize, stop: &[u3
 
 /// How many of the generated ids after the first had a draft, and how many drafts were the id: one pass over
 /// all positions, drafting at each from the true next id.
-fn first_drafts(model: &mut Model<Cpu>, ids: &[u32], prompt: usize) -> (usize, usize) {
-    if ids.len() < prompt + 2 {
-        return (0, 0);
+fn first_drafts(model: &mut dyn Network, ids: &[u32], prompt: usize) -> anyhow::Result<(usize, usize)> {
+    if !model.can_draft() || ids.len() < prompt + 2 {
+        return Ok((0, 0));
     }
-    let mut inputs = StepInputs::single(ids, 0, BLOCK_LEN);
-    // The draft made at position i is for position i + 2.
-    inputs.logit_rows = (prompt as u32 - 1..ids.len() as u32 - 2).collect();
-    let mut next = ids[1..].to_vec();
-    next.push(0);
-    let vocab = model.vocab_size();
-    let rows = inputs.logit_rows.clone();
-    let Some((_, drafts)) = model.forward_with_draft(&inputs, &next) else { return (0, 0) };
-    let hits = rows.iter().zip(drafts.chunks_exact(vocab));
-    let accepted = hits.filter(|(row, logits)| argmax(logits) == Some(ids[**row as usize + 2])).count();
-    (rows.len(), accepted)
+    let mut step = StepInputs::single(ids, 0, BLOCK_LEN);
+    step.logit_rows.clear();
+    model.step(&step)?;
+    // Entry i joins token i + 1 with the hidden vector of token i, and drafts token i + 2.
+    let mut inputs = DraftInputs::single(&ids[1..], 1, BLOCK_LEN);
+    inputs.step.logit_rows = (prompt as u32 - 1..ids.len() as u32 - 2).collect();
+    let mut drafts = Vec::new();
+    model.draft(&inputs, &mut drafts)?;
+    let accepted = drafts.iter().zip(&ids[prompt + 1..]).filter(|(draft, id)| draft == id).count();
+    Ok((drafts.len(), accepted))
 }
 
 fn read_answer(text: &Text, request: &Request, prompt: &[u32], ids: &[u32], stop: &[u32]) -> Answer {

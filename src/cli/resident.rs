@@ -87,6 +87,8 @@ pub struct Resident {
     pub checkpoint: Checkpoint,
     pub config: ModelConfig,
     pub generation: GenerationConfig,
+    /// How far its compute threads give way to those of a model in front of it.
+    pub nice: i32,
 }
 
 impl Resident {
@@ -104,7 +106,7 @@ impl Resident {
                 .with_context(|| format!("generation_config.json of {place}"))?,
             None => GenerationConfig::default(),
         };
-        Ok(Resident { name: model.to_owned(), checkpoint, config, generation })
+        Ok(Resident { name: model.to_owned(), checkpoint, config, generation, nice: 0 })
     }
 
     /// Ids that end a generation: the checkpoint's stop set, else config.json's.
@@ -185,14 +187,8 @@ impl Resident {
         Ok(loaded.fields)
     }
 
-    /// The model on the CPU, with its drafter in reach.
-    pub fn cpu_model(&self, compute: &Compute, limits: Limits) -> anyhow::Result<Model<Cpu>> {
-        let fields = self.fields(&|_| {})?;
-        Ok(Model::new(self.cpu(compute)?, self.config.clone(), fields, limits)?)
-    }
-
     fn cpu(&self, compute: &Compute) -> anyhow::Result<Cpu> {
-        Ok(Cpu::new(compute.precision(), compute.threads())?)
+        Ok(Cpu::giving_way(compute.precision(), compute.threads(), self.nice)?)
     }
 
     /// The model without weights, for counting bytes.

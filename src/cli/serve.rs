@@ -1,51 +1,55 @@
-//! `serve`: one model behind an HTTP server, from flags to a clean end.
+//! `serve`: models behind an HTTP server, from flags to a clean end.
 
 mod args;
+mod end;
+mod memory;
+mod sizes;
 mod spelling;
 
 pub use args::Args;
 pub use spelling::spell;
 
-use super::resident::{Resident, limits};
+use super::resident::Resident;
 use crate::api::{
     self, App, CorsOptions, Drain, ModelInfo, Options, RequestOptions, SamplingDefaults, log_throughput,
+    watch_stalls,
 };
-use crate::engine::{self, EngineConfig, Status, TraceWriter};
-use crate::model::Limits;
+use crate::engine::{self, Busy, EngineConfig, Status, TraceWriter};
 use anyhow::{Context as _, bail};
-use args::Context;
+use args::{Context, Served};
+use end::{ended, until_end};
 use serde_json::{Map, Value};
+use sizes::{Sizes, Wish};
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 /// Without a word from the user, more context than this is not set aside: room is reserved for each sequence.
 const CONTEXT_DEFAULT: usize = 32_768;
-/// Rows of logits that a step may be asked for at least.
-const PROMPT_ROWS: usize = 32;
-/// A dead engine's last answers get this long to leave.
-const DEATH_GRACE: Duration = Duration::from_secs(5);
+/// How far the threads of a model behind give way to those of the model in front: about a tenth of its weight.
+const NICE_BEHIND: i32 = 10;
 
 /// Serves until the process is asked to end.
-/// Errors: no such model, a port in use, a flag that does not fit, an engine that died.
+/// Errors: no such model, a port in use, a flag that does not fit, too little memory, an engine that died.
 pub fn run(args: Args) -> anyhow::Result<()> {
     start_log(&args);
     for flag in &args.ignored {
         tracing::warn!("{flag} has no effect here and is ignored");
     }
-    let options = options(&args)?;
-    // The listener and the streams need little; the cores are for the engine.
+    let models = args.models().map_err(anyhow::Error::msg)?;
+    let options = options(&args, &models)?;
+    // The listener and the streams need little; the cores are for the engines.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("the runtime could not be started")?;
     let trace = args.trace_file.as_deref().map(start_trace).transpose()?;
-    let result = runtime.block_on(serve(args, options, trace.clone()));
+    let result = runtime.block_on(serve(args, models, options, trace.clone()));
     // A blocking task that still reads a checkpoint must not keep the process alive.
     runtime.shutdown_background();
     if let Some(trace) = trace {
@@ -54,24 +58,31 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     result
 }
 
-async fn serve(args: Args, options: Options, trace: Option<TraceWriter>) -> anyhow::Result<()> {
+async fn serve(
+    args: Args,
+    models: Vec<Served>,
+    options: Options,
+    trace: Option<TraceWriter>,
+) -> anyhow::Result<()> {
     let listener = listen(&args).await?;
     let address = listener.local_addr()?;
     announce(address);
     let stop = watch::Sender::new(false);
     tokio::spawn(stop_on_signals(stop.clone()));
-    serve_on(listener, args, App::new(options), trace, stop).await
+    serve_on(listener, args, models, App::new(options), trace, stop).await
 }
 
-/// Loads the model behind a server that answers at once, and serves until `stop` is raised.
+/// Loads the models behind a server that answers at once, and serves until `stop` is raised.
 pub async fn serve_on(
     listener: TcpListener,
     args: Args,
+    models: Vec<Served>,
     app: Arc<App>,
     trace: Option<TraceWriter>,
     stop: watch::Sender<bool>,
 ) -> anyhow::Result<()> {
     let stopped = stop.subscribe();
+    tokio::spawn(watch_stalls(app.clone()));
     if !args.disable_log_stats {
         tokio::spawn(log_throughput(app.clone()));
     }
@@ -79,72 +90,116 @@ pub async fn serve_on(
     let server = tokio::spawn(api::serve(listener, app.clone(), drain));
 
     let outcome = tokio::select! {
-        loaded = load(args, app.clone(), trace) => loaded,
-        // Asked to end while the model is still being read.
-        () = raised(stopped.clone()) => Ok(None),
+        loaded = load(args, models, app.clone(), trace) => loaded,
+        // Asked to end while a model is still being read.
+        () = raised(stopped.clone()) => return ended(server.await),
     };
-    let runner = match outcome {
-        Ok(runner) => runner,
-        Err(error) => {
-            app.set_load_error(format!("{error:#}"));
-            return Err(error);
-        }
-    };
-    let died = watch_engine(app.clone(), stop);
-    let served = server.await.context("the server's task failed")?;
-    served.context("the server failed")?;
-    died.abort();
-    match (app.resident().map(|resident| resident.engine.status()), runner) {
-        (Some(Status::Dead(reason)), _) => bail!("the engine stopped: {reason}"),
-        (_, Some(runner)) if runner.is_finished() => runner.join().map_err(anyhow::Error::msg),
-        _ => Ok(()),
+    if let Err(error) = outcome {
+        app.set_load_error(format!("{error:#}"));
+        return Err(error);
     }
+    let outlives = std::env::var("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH").is_ok_and(|value| value == "1");
+    until_end(&app, server, &stop, outlives).await
 }
 
-/// Reads the checkpoint, then lets the engine load the weights; says when requests are taken.
+/// Reads the checkpoints and divides the memory, then lets the engines load their weights one after the other, the
+/// front one first; says when all take requests.
 async fn load(
     args: Args,
+    models: Vec<Served>,
     app: Arc<App>,
     trace: Option<TraceWriter>,
-) -> anyhow::Result<Option<engine::Runner>> {
+) -> anyhow::Result<()> {
     let started = Instant::now();
-    let names = app.options.served_names.clone();
-    let (args, described) =
-        tokio::task::spawn_blocking(move || describe(&args, names).map(|described| (args, described)))
-            .await
-            .context("reading the checkpoint failed")??;
-    let Described { resident, text, model } = described;
-    log_defaults(&model);
+    let (args, described, sizes) = tokio::task::spawn_blocking(move || {
+        let models = models.iter().enumerate();
+        let described = models
+            .map(|(index, served)| describe(&args, index, served))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let sizes = plan(&args, &described)?;
+        anyhow::Ok((args, described, sizes))
+    })
+    .await
+    .context("reading the checkpoint failed")??;
 
-    let sequences = usize::from(args.max_num_seqs);
-    // More than all contexts together never meets in a step.
-    let steps = args.max_num_batched_tokens.min(sequences.saturating_mul(model.max_model_len));
-    // One row per sequence and step is the rule; a few more let prompt_logprobs read on. A row is as wide as
-    // the vocabulary, so rows for every token of a step would cost more than the step's activations.
-    let logit_rows = steps.min(sequences.max(PROMPT_ROWS));
-    let limits = Limits { logit_rows, ..limits(sequences, model.max_model_len, steps) };
+    tracing::info!("Loading weights: {}", args.compute.describe());
+    let mut in_front = Vec::new();
+    for (index, (described, sizes)) in described.into_iter().zip(sizes).enumerate() {
+        let busy = Busy::default();
+        let place = Place { index, busy: busy.clone(), in_front: in_front.clone(), trace: trace.clone() };
+        start(&args, &app, described, &sizes, place);
+        in_front.push(busy);
+    }
+    for resident in app.residents() {
+        resident.engine.loaded().await;
+        if let Status::Dead(reason) = resident.engine.status() {
+            bail!("the model could not be loaded: {reason}");
+        }
+    }
+    tracing::info!("Model loaded in {:.2} s", started.elapsed().as_secs_f64());
+    tracing::info!("Application startup complete.");
+    Ok(())
+}
+
+/// Where an engine stands among those of the process.
+struct Place {
+    index: usize,
+    busy: Busy,
+    in_front: Vec<Busy>,
+    trace: Option<TraceWriter>,
+}
+
+/// Starts the engine of one model, which waits until the one before it has loaded, and shows it to the routes.
+fn start(args: &Args, app: &App, described: Described, sizes: &Sizes, place: Place) {
+    let Place { index, busy, in_front, trace } = place;
+    let Described { resident, text, mut model } = described;
+    model.max_model_len = sizes.context;
+    log_defaults(&model);
+    let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let config = EngineConfig {
-        name: "engine".to_owned(),
+        name: if index == 0 { "engine".to_owned() } else { format!("engine-{index}") },
         queue_len: args.max_num_queued_reqs,
-        max_sequences: sequences,
-        context_len: model.max_model_len,
+        max_sequences: usize::from(args.max_num_seqs),
+        context_len: sizes.context,
+        checkpoints_max: sizes.checkpoints,
+        speculation: args.speculation(),
+        state_bytes: bytes(sizes.state_bytes),
+        block_bytes: bytes(sizes.block_bytes),
+        busy,
+        in_front,
         trace,
     };
-    tracing::info!("Loading weights: {}", args.compute.describe());
-    let compute = args.compute.clone();
-    let (engine, runner) = engine::start(config, move |progress| {
+    let (compute, limits) = (args.compute.clone(), sizes.limits);
+    let before = index.checked_sub(1).and_then(|before| app.resident(before)).map(|r| r.engine.clone());
+    let runtime = tokio::runtime::Handle::current();
+    let (engine, _) = engine::start(config, move |progress| {
+        if let Some(before) = before {
+            runtime.block_on(before.loaded());
+        }
         let total = resident.checkpoint.bytes();
         let network = resident.network(&compute, limits, &|done| progress.set(done, total));
         network.map_err(|error| format!("{error:#}"))
     });
-    app.set_resident(api::Resident { text: Arc::new(text), engine: engine.clone(), model: Arc::new(model) });
-    engine.loaded().await;
-    if let Status::Dead(reason) = engine.status() {
-        bail!("the model could not be loaded: {reason}");
-    }
-    tracing::info!("Model loaded in {:.2} s", started.elapsed().as_secs_f64());
-    tracing::info!("Application startup complete.");
-    Ok(Some(runner))
+    engine.stats().set_prices(sizes.state_bytes, sizes.block_bytes);
+    app.set_resident(api::Resident { index, text: Arc::new(text), engine, model: Arc::new(model) });
+}
+
+/// Divides what is free among the models and shows it. Errors: it does not fit.
+fn plan(args: &Args, described: &[Described]) -> anyhow::Result<Vec<Sizes>> {
+    let models: Vec<sizes::Model> = described
+        .iter()
+        .map(|described| sizes::Model {
+            name: described.model.canonical(),
+            config: &described.resident.config,
+            context: described.model.max_model_len,
+            weights: described.resident.checkpoint.bytes(),
+        })
+        .collect();
+    let free = memory::free();
+    let sizes = sizes::divide(&models, &Wish::new(args), free);
+    tracing::info!("Memory:\n{}", sizes::show(&models, &sizes, free));
+    sizes::check(&sizes, free, args.allow_overcommit)?;
+    Ok(sizes)
 }
 
 struct Described {
@@ -154,8 +209,9 @@ struct Described {
 }
 
 /// All that is known before the weights are read.
-fn describe(args: &Args, served_names: Vec<String>) -> anyhow::Result<Described> {
-    let resident = Resident::open(args.model())?;
+fn describe(args: &Args, index: usize, served: &Served) -> anyhow::Result<Described> {
+    let mut resident = Resident::open(&served.model)?;
+    resident.nice = if index == 0 { 0 } else { NICE_BEHIND };
     let template = args.chat_template.as_deref().map(template_text).transpose()?;
     let text = resident.text_with(template.as_deref())?;
     let most = resident.config.max_position_embeddings;
@@ -169,8 +225,8 @@ fn describe(args: &Args, served_names: Vec<String>) -> anyhow::Result<Described>
     let defaults = sampling_defaults(args, &resident)?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     let model = ModelInfo {
-        served_names,
-        root: args.model().to_owned(),
+        served_names: served.names.clone(),
+        root: served.model.clone(),
         created,
         max_model_len,
         vocab_size: resident.config.vocab_size,
@@ -248,12 +304,9 @@ fn log_defaults(model: &ModelInfo) {
 }
 
 /// Flags as the API room means them.
-pub fn options(args: &Args) -> anyhow::Result<Options> {
-    let names = match args.served_model_name.as_slice() {
-        [] => vec![args.model().to_owned()],
-        names => names.to_vec(),
-    };
-    let mut options = Options::new(names);
+pub fn options(args: &Args, models: &[Served]) -> anyhow::Result<Options> {
+    let mut options = Options::new(Vec::new());
+    options.models = models.iter().map(|served| served.names.clone()).collect();
     options.request = RequestOptions {
         max_logprobs: u32::try_from(args.max_logprobs).ok(),
         template_kwargs: args.default_chat_template_kwargs.clone().unwrap_or_default(),
@@ -262,6 +315,7 @@ pub fn options(args: &Args) -> anyhow::Result<Options> {
         tokens_as_ids: args.return_tokens_as_token_ids,
         trust_template: args.trust_request_chat_template,
         force_usage: args.enable_force_include_usage,
+        timeout: args.request_timeout.filter(|timeout| !timeout.is_zero()),
     };
     options.api_keys = args.api_key.iter().filter(|key| !key.is_empty()).cloned().collect();
     options.cors = CorsOptions {
@@ -360,21 +414,6 @@ async fn raised(mut flag: watch::Receiver<bool>) {
     }
 }
 
-/// A dead engine ends the process, so that whoever started it starts it again.
-fn watch_engine(app: Arc<App>, stop: watch::Sender<bool>) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(async move {
-        let Some(resident) = app.resident() else { return };
-        resident.engine.ended().await;
-        let Status::Dead(reason) = resident.engine.status() else { return };
-        tracing::error!("The engine stopped: {reason}");
-        if std::env::var("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH").is_ok_and(|value| value == "1") {
-            return;
-        }
-        tokio::time::sleep(DEATH_GRACE).await;
-        stop.send_replace(true);
-    })
-}
-
 fn start_trace(path: &Path) -> anyhow::Result<TraceWriter> {
     TraceWriter::start(path).with_context(|| format!("--trace-file: {} cannot be written", path.display()))
 }
@@ -429,19 +468,13 @@ mod tests {
              --reasoning-parser super_v3 --tool-call-parser qwen3_coder --api-key k1 k2",
         )
         .expect("valid flags");
-        assert_eq!(args.model(), "nvidia/x");
+        let models = args.models().expect("one model");
+        assert_eq!(models[0].model, "nvidia/x");
         assert_eq!(args.max_model_len, Some(Context::Tokens(32_000)));
-        let options = options(&args).expect("valid flags");
-        assert_eq!(options.served_names, ["a", "b"]);
+        let options = options(&args, &models).expect("valid flags");
+        assert_eq!(options.models, [["a", "b"]]);
         assert_eq!(options.api_keys, ["k1", "k2"]);
         assert_eq!(options.request.max_logprobs, Some(20));
-    }
-
-    #[test]
-    fn the_model_is_tiny_unless_named_once() {
-        assert_eq!(parse("serve").map(|args| args.model().to_owned()), Ok("tiny".to_owned()));
-        assert_eq!(parse("serve --model x").map(|args| args.model().to_owned()), Ok("x".to_owned()));
-        assert!(parse("serve x --model y").is_err());
     }
 
     #[test]
@@ -452,12 +485,16 @@ mod tests {
             "serve --max-model-len none",
             "serve --default-chat-template-kwargs [1]",
             "serve --port 70000",
+            "serve --kv-cache-dtype int4",
+            "serve --spec-depth 9",
+            "serve --kv-cache-tokens 9 --num-gpu-blocks-override 9",
+            "serve --speculative-config {\"method\":\"magic\"}",
             "serve --no-such-flag",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
         let args = parse("serve --allowed-methods [\"G(ET\"]").expect("a list of strings");
-        assert!(options(&args).is_err());
+        assert!(options(&args, &args.models().expect("one model")).is_err());
     }
 
     #[test]

@@ -11,9 +11,11 @@
 //! handle.shutdown(Duration::from_secs(5)).await;
 //! ```
 
+mod busy;
 mod handle;
 mod run;
 mod sequence;
+mod speculate;
 mod stats;
 pub mod trace;
 
@@ -21,12 +23,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::model::Limits;
-use crate::sample::SamplingParams;
+use crate::sample::{SamplingParams, Steering};
 
 pub use crate::sample::TokenLogprobs;
+pub use busy::Busy;
 pub use handle::{Handle, LoadProgress, RequestStream, Runner, SubmitError};
 pub use run::start;
-pub use stats::{Histogram, ITERATION_TOKENS_BOUNDS, Stats};
+pub use stats::{ACCEPTED_POSITIONS, Histogram, ITERATION_TOKENS_BOUNDS, Stats, VERIFY_TOKENS};
 pub use trace::TraceWriter;
 
 /// How one engine is run. What depends on the model (slots, blocks, tokens per step) is in its [`Limits`].
@@ -40,18 +43,38 @@ pub struct EngineConfig {
     pub max_sequences: usize,
     /// Prompt and output together, in tokens; the KV pool may allow less.
     pub context_len: usize,
+    /// States that the prefix cache may hold, of the places that [`Limits`] has beyond the sequences'; 0: nothing
+    /// is cached.
+    pub checkpoints_max: usize,
+    /// The most that a request may be given, whatever it asks for.
+    pub speculation: Speculation,
+    /// What one place of the state pool costs; the prefix cache weighs it against `block_bytes`.
+    pub state_bytes: usize,
+    /// What one KV block of all layers costs.
+    pub block_bytes: usize,
+    /// Set by this engine while it has sequences.
+    pub busy: Busy,
+    /// Of the engines before this one: while any is busy, a prompt is read in smaller chunks.
+    pub in_front: Vec<Busy>,
     /// Where its steps are recorded.
     pub trace: Option<TraceWriter>,
 }
 
 impl Default for EngineConfig {
-    /// 1024 waiting requests (the documented default of `--max-num-queued-reqs`), all that the model's limits allow.
+    /// 1024 waiting requests (the documented default of `--max-num-queued-reqs`), all that the model's limits allow;
+    /// a state as costly as a block; nobody in front.
     fn default() -> Self {
         Self {
             name: "engine".into(),
             queue_len: 1024,
             max_sequences: usize::MAX,
             context_len: usize::MAX,
+            checkpoints_max: usize::MAX,
+            speculation: Speculation::default(),
+            state_bytes: 1,
+            block_bytes: 1,
+            busy: Busy::default(),
+            in_front: Vec::new(),
             trace: None,
         }
     }
@@ -63,6 +86,8 @@ pub struct Request {
     /// The rendered prompt; never empty, shorter than the context.
     pub prompt: Vec<u32>,
     pub sampling: SamplingParams,
+    /// Rules for the ids themselves: a grammar, a budget for the thought.
+    pub steering: Option<Steering>,
     /// Ids to generate at most; at least 1. What does not fit the context after the prompt is cut off, and
     /// the sequence then ends as [`Finish::Length`].
     pub max_tokens: usize,
@@ -92,6 +117,7 @@ impl Request {
         Self {
             prompt,
             sampling,
+            steering: None,
             max_tokens,
             min_tokens: 0,
             stop_ids: Vec::new(),
@@ -115,6 +141,11 @@ pub struct Speculation {
     pub mtp: bool,
     /// What stood in the sequence before may propose.
     pub ngram: bool,
+}
+
+impl Speculation {
+    /// Nothing is drafted.
+    pub const OFF: Self = Self { depth_max: 0, mtp: false, ngram: false };
 }
 
 impl Default for Speculation {
@@ -148,7 +179,8 @@ pub enum Event {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// A stop id was sampled; it was sent as the last `Token`.
+    /// A stop id was sampled, or the steering's text is complete with an id that is none; it was sent as the last
+    /// `Token`.
     Stop { id: u32 },
     /// `max_tokens` or the context's end.
     Length,
@@ -163,6 +195,8 @@ pub enum Failure {
         "no id is allowed: the request's own rules (allowed ids, min_tokens, stop ids) exclude each other"
     )]
     NothingAllowed,
+    #[error("the grammar of the answer could not be followed: its parser gave up")]
+    Steering,
     #[error("the engine stopped: {0}")]
     Dead(String),
     #[error("the server is shutting down")]
@@ -177,6 +211,9 @@ pub struct Timings {
     pub queue: Duration,
     pub prefill: Duration,
     pub decode: Duration,
+    /// Tokens that were drafted and verified, and how many of them stayed.
+    pub drafted: usize,
+    pub accepted: usize,
 }
 
 /// Whether the engine can serve now. Read from atomics; never blocks.

@@ -9,11 +9,16 @@ use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::time::Instant;
 
 use super::handle::{Command, Handle, LoadProgress, Runner, Shared, Submission};
-use super::sequence::{Digest, Sequence};
-use super::{EngineConfig, Event, Failure, Finish, Info};
+use super::sequence::{Digest, Sequence, View};
+use super::speculate::Speculator;
+use super::trace::{EngineTrace, Kind, Phase, Span, StepRecord};
+use super::{Busy, EngineConfig, Event, Failure, Finish, Info};
 use crate::model::{Network, StepError};
 use crate::sample::Workspace;
-use crate::schedule::{Cancelled, Outcome, Scheduler, StepInputs};
+use crate::schedule::{self, Arrival, Outcome, Scheduler, StepInputs};
+
+/// While an engine in front has work, the steps of those behind are this many times shorter.
+const YIELD: usize = 4;
 
 /// Starts the engine thread: it loads the model, then serves until it is shut down or dies.
 ///
@@ -92,15 +97,23 @@ struct Engine {
     network: Box<dyn Network>,
     vocab: usize,
     scheduler: Scheduler,
+    speculator: Speculator,
     workspace: Workspace,
+    busy: Busy,
+    in_front: Vec<Busy>,
+    trace: Option<EngineTrace>,
     /// Queued in the scheduler, their prompts moved there. Samplers are made when they start to run, so that
     /// a full queue does not hold a thousand tables of counts.
     waiting: HashMap<u64, Box<Submission>>,
     running: HashMap<u64, Sequence>,
     inputs: StepInputs,
     outcomes: Vec<Outcome>,
+    /// The ids drawn in this step, one share's after the other's.
+    sampled: Vec<u32>,
     /// Who ended in this step; told after the commit, when everything they held is free.
     ended: Vec<(u64, Result<Finish, Failure>)>,
+    /// The earliest deadline of all who are here, or an earlier one of somebody who has left.
+    deadline: Option<Instant>,
     draining: bool,
 }
 
@@ -118,8 +131,15 @@ impl Engine {
         network: Box<dyn Network>,
     ) -> Result<Self, String> {
         let (limits, vocab) = (*network.limits(), network.vocab_size());
-        let scheduler = Scheduler::new(limits, config.max_sequences).map_err(|error| error.to_string())?;
+        let scheduler = Scheduler::new(schedule::Config {
+            checkpoints_max: config.checkpoints_max,
+            state_bytes: config.state_bytes,
+            block_bytes: config.block_bytes,
+            ..schedule::Config::new(limits, config.max_sequences)
+        })
+        .map_err(|error| error.to_string())?;
         let (places, context_len) = (scheduler.places(), config.context_len.min(scheduler.len_limit()));
+        let speculator = Speculator::new(config.speculation, &scheduler, &*network);
         shared.ready(Info { vocab_size: vocab, limits, context_len, max_sequences: places });
         let inputs = scheduler.inputs();
         Ok(Self {
@@ -128,12 +148,18 @@ impl Engine {
             network,
             vocab,
             scheduler,
+            speculator,
             workspace: Workspace::new(vocab),
+            busy: config.busy.clone(),
+            in_front: config.in_front.clone(),
+            trace: config.trace.as_ref().map(|trace| trace.engine(&config.name)),
             waiting: HashMap::new(),
             running: HashMap::with_capacity(places),
             inputs,
             outcomes: Vec::with_capacity(places),
+            sampled: Vec::with_capacity(limits.logit_rows),
             ended: Vec::with_capacity(places),
+            deadline: None,
             draining: false,
         })
     }
@@ -151,7 +177,9 @@ impl Engine {
     /// Takes what callers sent; parks while there is nothing to run.
     fn take_commands(&mut self) -> Next {
         loop {
-            let command = if self.scheduler.is_idle() {
+            let idle = self.scheduler.is_idle();
+            self.busy.set(!idle);
+            let command = if idle {
                 if self.draining {
                     return Next::End;
                 }
@@ -176,59 +204,112 @@ impl Engine {
 
     fn queue(&mut self, mut submission: Box<Submission>) {
         let request = &mut submission.request;
-        let prompt = std::mem::take(&mut request.prompt);
+        let arrival = Arrival {
+            id: submission.id,
+            prompt: std::mem::take(&mut request.prompt),
+            max_tokens: request.max_tokens,
+            every_row: request.prompt_logprobs.is_some(),
+            priority: request.priority,
+            salt: request.cache_salt.take(),
+            borders: std::mem::take(&mut request.borders),
+            siblings: request.group.is_some(),
+        };
+        if let Some(deadline) = request.deadline {
+            self.deadline = Some(self.deadline.map_or(deadline, |first| first.min(deadline)));
+        }
         self.scheduler
-            .add(submission.id, prompt, request.max_tokens, request.prompt_logprobs.is_some())
+            .add(arrival)
             .expect("submit refuses empty prompts and cuts max_tokens to the context, which fits the pool");
         self.waiting.insert(submission.id, submission);
     }
 
     fn cancel(&mut self, id: u64) {
-        let stats = &self.shared.stats;
-        match self.scheduler.cancel(id) {
-            Cancelled::Waiting => {
-                self.waiting.remove(&id);
-                stats.waiting.fetch_sub(1, Relaxed);
-            }
-            Cancelled::Running => {
-                self.running.remove(&id);
-            }
-            Cancelled::Unknown => return, // It ended before its reader left.
+        if self.forget(id).is_some() {
+            self.shared.stats.finished_abort.fetch_add(1, Relaxed);
+            self.publish();
         }
-        stats.finished_abort.fetch_add(1, Relaxed);
+    }
+
+    /// Takes a request out, wherever it is; gives where its events go. `None` if it has ended already.
+    fn forget(&mut self, id: u64) -> Option<tokio::sync::mpsc::UnboundedSender<Event>> {
+        self.scheduler.cancel(id);
+        if let Some(submission) = self.waiting.remove(&id) {
+            self.shared.stats.waiting.fetch_sub(1, Relaxed);
+            return Some(submission.events);
+        }
+        self.running.remove(&id).map(|sequence| sequence.events().clone())
+    }
+
+    /// Fails whoever's deadline has passed, and finds the next one.
+    fn expire(&mut self, now: Instant) {
+        if self.deadline.is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        let waiting = self.waiting.iter().map(|(&id, submission)| (id, submission.request.deadline));
+        let running = self.running.iter().map(|(&id, sequence)| (id, sequence.deadline()));
+        let due: Vec<_> = waiting.chain(running).filter_map(|(id, at)| Some((id, at?))).collect();
+        self.deadline = due.iter().map(|&(_, at)| at).filter(|&at| at > now).min();
+        for (id, _) in due.into_iter().filter(|&(_, at)| at <= now) {
+            if let Some(events) = self.forget(id) {
+                // A reader that has left already needs no answer.
+                let _ = events.send(Event::Failed(Failure::TimedOut));
+                self.shared.stats.timed_out.fetch_add(1, Relaxed);
+                self.shared.stats.finished_error.fetch_add(1, Relaxed);
+            }
+        }
         self.publish();
     }
 
     /// One step of everyone who runs.
     fn step(&mut self) -> Result<(), String> {
         let began = Instant::now();
-        if !self.scheduler.plan(&mut self.inputs) {
-            return Err("the scheduler has sequences and planned nothing".into());
+        self.expire(began);
+        // While those in front have work, a step is short: it is what they wait for.
+        let yields = self.in_front.iter().any(Busy::is_busy);
+        let tokens = if yields { self.network.limits().step_tokens / YIELD } else { usize::MAX };
+        if !self.scheduler.plan_within(&mut self.inputs, tokens) {
+            // The last of them may just have run out of time.
+            let idle = self.scheduler.is_idle();
+            return if idle { Ok(()) } else { Err("the scheduler has sequences and planned nothing".into()) };
         }
         self.admit(began);
         self.publish();
+        let planned = Instant::now();
+        let mut record = self.trace.as_ref().and_then(|trace| trace.begin(began));
+        if let Some(record) = &mut record {
+            record.mark(Phase::Plan, planned);
+            self.describe(record);
+        }
         self.outcomes.clear();
+        self.sampled.clear();
         let rows = self.inputs.logit_rows.len();
+        let mut stepped = planned;
         match self.network.step(&self.inputs) {
             Ok(logits) if logits.len() == rows * self.vocab => {
-                let now = Instant::now();
+                stepped = Instant::now();
                 for share in self.scheduler.shares() {
-                    let rows = &logits[share.first_row * self.vocab..][..share.rows * self.vocab];
-                    let tokens = self.scheduler.tokens(share);
                     let sequence = self.running.get_mut(&share.id).expect("admit added every share's id");
-                    let outcome = match sequence.digest(share, tokens, rows, &mut self.workspace, now) {
+                    let view = View {
+                        share,
+                        tokens: self.scheduler.tokens(share),
+                        drafts: self.scheduler.drafts(share),
+                        logits: &logits[share.first_row * self.vocab..][..share.rows * self.vocab],
+                    };
+                    let first = self.sampled.len();
+                    let digest = sequence.digest(view, &mut self.workspace, stepped, &mut self.sampled);
+                    let count = self.sampled.len() - first;
+                    self.outcomes.push(match digest {
                         Ok(Digest::Read) => Outcome::Advance,
-                        Ok(Digest::Drew(id)) => Outcome::Token(id),
+                        Ok(Digest::Drew) => Outcome::Tokens { first, count },
                         Ok(Digest::Ended(finish)) => {
                             self.ended.push((share.id, Ok(finish)));
-                            Outcome::End
+                            Outcome::End { first, count }
                         }
                         Err(failure) => {
                             self.ended.push((share.id, Err(failure)));
-                            Outcome::End
+                            Outcome::Fail
                         }
-                    };
-                    self.outcomes.push(outcome);
+                    });
                 }
             }
             Ok(logits) => {
@@ -238,24 +319,62 @@ impl Engine {
             Err(StepError::Device(reason)) => return Err(format!("the device failed: {reason}")),
             Err(StepError::NotFinite { row }) => self.fail_row(row)?,
         }
-        self.scheduler.commit(&self.outcomes);
+        self.speculator.learn(&self.inputs, (stepped - planned).as_secs_f64());
+        let drawn = Instant::now();
+        self.scheduler.commit(&self.outcomes, &self.sampled);
+        let sampled = Instant::now();
+        let us = |from: Instant, to: Instant| (to - from).as_micros() as u64;
         let stats = &self.shared.stats;
         stats.iteration_tokens.observe(self.inputs.tokens.len() as u64);
         stats.steps.fetch_add(1, Relaxed);
-        stats.step_us.fetch_add(began.elapsed().as_micros() as u64, Relaxed);
+        stats.plan_us.fetch_add(us(began, planned), Relaxed);
+        stats.forward_us.fetch_add(us(planned, stepped), Relaxed);
+        stats.sample_us.fetch_add(us(stepped, sampled), Relaxed);
+        stats.step_us.fetch_add(us(began, sampled), Relaxed);
         stats.beat();
         self.publish();
         self.tell_ends();
+        // The readers have their ids; what follows is for the next step.
+        let drafted = self.speculator.draft(&mut self.scheduler, &mut *self.network, &mut self.running);
+        drafted.map_err(|error| format!("drafting failed: {error}"))?;
+        let drafted = Instant::now();
+        self.shared.stats.draft_us.fetch_add(us(sampled, drafted), Relaxed);
+        self.shared.stats.step_us.fetch_add(us(sampled, drafted), Relaxed);
+        if let (Some(trace), Some(mut record)) = (&self.trace, record) {
+            let phases = [Phase::Forward, Phase::Sample, Phase::Commit, Phase::Draft];
+            for (phase, end) in phases.into_iter().zip([stepped, drawn, sampled, drafted]) {
+                record.mark(phase, end);
+            }
+            for (span, outcome) in record.spans_mut().iter_mut().zip(&self.outcomes) {
+                if let Outcome::Tokens { count, .. } | Outcome::End { count, .. } = *outcome {
+                    span.accepted = count.saturating_sub(1) as u32;
+                }
+            }
+            trace.record(record);
+        }
         Ok(())
+    }
+
+    /// Who is in the planned step.
+    fn describe(&self, record: &mut StepRecord) {
+        for (share, inputs) in self.scheduler.shares().iter().zip(&self.inputs.sequences) {
+            let kind = match (share.drafts, share.samples && share.count == 1) {
+                (0, true) => Kind::Decode,
+                (0, false) => Kind::Prefill,
+                _ => Kind::Verify,
+            };
+            let (tokens, past) = (inputs.count, inputs.past);
+            record.push(Span { id: share.id, slot: inputs.slot, kind, tokens, past, accepted: 0 });
+        }
     }
 
     /// Whoever is in a step for the first time has left the queue.
     fn admit(&mut self, now: Instant) {
         for share in self.scheduler.shares() {
-            if share.past > 0 {
+            // Later shares have read more; one that starts anew is running already.
+            if share.past != share.cached || self.running.contains_key(&share.id) {
                 continue;
             }
-            // A rewound sequence starts from 0 too and is running already.
             if let Some(submission) = self.waiting.remove(&share.id) {
                 let prompt = self.scheduler.tokens(share);
                 let sequence = Sequence::new(*submission, prompt, self.vocab, now, self.shared.clone());
@@ -271,7 +390,7 @@ impl Engine {
         for share in self.scheduler.shares() {
             let outcome = if (share.first_row..share.first_row + share.rows).contains(&row) {
                 self.ended.push((share.id, Err(Failure::NotFinite)));
-                Outcome::End
+                Outcome::Fail
             } else {
                 self.shared.stats.recomputed.fetch_add(1, Relaxed);
                 Outcome::Rewind
@@ -301,12 +420,21 @@ impl Engine {
         }
     }
 
-    /// Sets the gauges that the engine alone knows.
+    /// Sets what the engine alone knows.
     fn publish(&self) {
         let (stats, scheduler) = (&self.shared.stats, &self.scheduler);
-        stats.running.store(scheduler.running_count() as u64, Relaxed);
-        stats.slots_used.store(scheduler.slots().taken_count() as u64, Relaxed);
-        stats.kv_blocks_used.store(scheduler.blocks().taken_count() as u64, Relaxed);
+        let (counts, held) = (scheduler.counts(), scheduler.cache().holdings());
+        let here = scheduler.running_count() + scheduler.paused_count();
+        stats.running.store(here as u64, Relaxed);
+        stats.slots_used.store(here as u64, Relaxed);
+        stats.kv_blocks_used.store(scheduler.blocks_used() as u64, Relaxed);
+        stats.cache_checkpoints.store(held.checkpoints as u64, Relaxed);
+        stats.cache_blocks.store(held.blocks as u64, Relaxed);
+        stats.prefix_queries.store(counts.queried_tokens, Relaxed);
+        stats.prefix_hits.store(counts.hit_tokens, Relaxed);
+        stats.preemptions.store(counts.preempted, Relaxed);
+        stats.paused.store(counts.paused, Relaxed);
+        stats.copied_blocks.store(counts.copied_blocks, Relaxed);
     }
 
     /// The end of the thread: nobody who waits is left without an answer. The status must say so already, so

@@ -7,6 +7,8 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::handle::{Shared, Submission};
+use super::speculate::Drafter;
+use super::stats::ACCEPTED_POSITIONS;
 use super::{Event, Failure, Finish, Request, Timings, TokenLogprobs};
 use crate::sample::{self, Sampler, Workspace};
 use crate::schedule::Share;
@@ -18,6 +20,11 @@ pub(super) struct Sequence {
     prompt_len: usize,
     max_tokens: usize,
     prompt_logprobs: Option<PromptLogprobs>,
+    /// What is drafted for it, and how that went.
+    pub speculation: Drafter,
+    drafted: usize,
+    accepted: usize,
+    deadline: Option<Instant>,
     submitted: Instant,
     scheduled: Instant,
     /// When the first id was drawn; `Started` was sent then.
@@ -32,11 +39,22 @@ struct PromptLogprobs {
     entries: Vec<Option<TokenLogprobs>>,
 }
 
-/// What a step meant for one sequence.
+/// What a step gave one sequence.
+pub(super) struct View<'a> {
+    pub share: &'a Share,
+    /// All its tokens before the step's draws.
+    pub tokens: &'a [u32],
+    /// What its last rows are to confirm.
+    pub drafts: &'a [u32],
+    /// `[share.rows, V]`
+    pub logits: &'a [f32],
+}
+
+/// What that meant.
 pub(super) enum Digest {
     /// A part of the prompt was read.
     Read,
-    Drew(u32),
+    Drew,
     Ended(Finish),
 }
 
@@ -49,16 +67,23 @@ impl Sequence {
         shared: Arc<Shared>,
     ) -> Self {
         let Submission { request, events, submitted, .. } = submission;
-        let Request { sampling, max_tokens, min_tokens, stop_ids, prompt_logprobs, .. } = request;
+        let Request {
+            sampling, steering, max_tokens, min_tokens, stop_ids, prompt_logprobs, deadline, ..
+        } = request;
         let prompt_logprobs = prompt_logprobs
             .map(|count| PromptLogprobs { count: count as usize, entries: Vec::with_capacity(prompt.len()) });
         Self {
             shared,
             events,
-            sampler: Sampler::new(sampling, stop_ids, min_tokens, prompt, max_tokens, vocab),
+            sampler: Sampler::new(sampling, stop_ids, min_tokens, prompt, max_tokens, vocab)
+                .steered(steering),
             prompt_len: prompt.len(),
             max_tokens,
             prompt_logprobs,
+            speculation: Drafter::new(request.speculation),
+            drafted: 0,
+            accepted: 0,
+            deadline,
             submitted,
             scheduled: now,
             first: None,
@@ -66,50 +91,108 @@ impl Sequence {
         }
     }
 
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
     pub fn events(&self) -> &UnboundedSender<Event> {
         &self.events
     }
 
-    /// Takes in the logits of its share, draws, and tells the reader. `tokens` are all its tokens before the
-    /// draw, `rows` `[share.rows, V]`. A send to a reader that has left fails; its cancel is on the way.
+    /// Before a step that draws for it: `drafts` are cut to what its steering allows, masks are on their way.
+    pub fn prepare(&mut self, drafts: &mut Vec<u32>) {
+        self.sampler.prepare(drafts);
+    }
+
+    /// Takes in the logits of its share, draws until a draft is not what it draws, adds what it drew to `sampled`, and
+    /// tells the reader. A send to a reader that has left fails; its cancel is on the way.
+    ///
+    /// Each row is drawn from as if there were no drafts: the id depends on the seed, the position and the logits
+    /// alone, and these are the same however they came about. So drafts change nothing but the speed.
     pub fn digest(
         &mut self,
-        share: &Share,
-        tokens: &[u32],
-        rows: &[f32],
+        view: View<'_>,
         workspace: &mut Workspace,
         now: Instant,
+        sampled: &mut Vec<u32>,
     ) -> Result<Digest, Failure> {
-        self.read_prompt(share, tokens, rows, workspace)?;
+        self.read_prompt(&view, workspace)?;
+        let View { share, tokens, drafts, logits } = view;
         if !share.samples {
             return Ok(Digest::Read);
         }
-        let vocab = rows.len() / share.rows.max(1);
-        let logits = &rows[rows.len() - vocab..];
-        let id = self.sampler.sample(workspace, logits, tokens.len() as u64)?;
+        let vocab = logits.len() / share.rows.max(1);
+        let rows = logits.chunks_exact(vocab.max(1)).skip(share.rows - 1 - drafts.len());
+        let proposals = drafts.iter().map(|&draft| Some(draft)).chain([None]);
+        self.last = now;
+        let mut drawn = 0;
+        let mut digest = Digest::Drew;
+        for (logits, proposal) in rows.zip(proposals) {
+            let (id, logprobs) = self.draw(logits, (tokens.len() + drawn) as u64, workspace)?;
+            self.begin(share);
+            let _ = self.events.send(Event::Token { id, logprobs });
+            sampled.push(id);
+            drawn += 1;
+            if self.sampler.stops(id) || self.sampler.is_complete() {
+                digest = Digest::Ended(Finish::Stop { id });
+                break;
+            }
+            if self.sampler.generated() == self.max_tokens {
+                digest = Digest::Ended(Finish::Length);
+                break;
+            }
+            if proposal != Some(id) {
+                break;
+            }
+        }
+        self.shared.stats.generation_tokens.fetch_add(drawn as u64, Relaxed);
+        if !drafts.is_empty() {
+            self.count_drafts(drafts.len(), drawn - 1);
+        }
+        Ok(digest)
+    }
+
+    /// Says once that the prompt is read.
+    fn begin(&mut self, share: &Share) {
+        if self.first.is_some() {
+            return;
+        }
+        self.first = Some(self.last);
+        self.shared.stats.prompt_tokens.fetch_add(self.prompt_len as u64, Relaxed);
+        let prompt_logprobs = self.prompt_logprobs.take().map(|found| found.entries);
+        let (cached_tokens, timings) = (share.cached, self.timings());
+        let _ = self.events.send(Event::Started { cached_tokens, prompt_logprobs, timings });
+    }
+
+    fn draw(
+        &mut self,
+        logits: &[f32],
+        position: u64,
+        workspace: &mut Workspace,
+    ) -> Result<(u32, Option<TokenLogprobs>), Failure> {
+        let id = self.sampler.sample(workspace, logits, position)?;
         let logprobs = match self.sampler.logprobs() {
             None => None,
             Some(count) => Some(sample::logprobs(workspace, logits, id, count)?),
         };
         self.sampler.accept(id);
+        Ok((id, logprobs))
+    }
+
+    fn count_drafts(&mut self, drafted: usize, accepted: usize) {
+        self.drafted += drafted;
+        self.accepted += accepted;
         let stats = &self.shared.stats;
-        self.last = now;
-        if self.first.is_none() {
-            self.first = Some(now);
-            stats.prompt_tokens.fetch_add(self.prompt_len as u64, Relaxed);
-            let prompt_logprobs = self.prompt_logprobs.take().map(|found| found.entries);
-            let timings = self.timings();
-            let _ = self.events.send(Event::Started { cached_tokens: 0, prompt_logprobs, timings });
+        stats.drafts.fetch_add(1, Relaxed);
+        stats.drafted_tokens.fetch_add(drafted as u64, Relaxed);
+        stats.accepted_tokens.fetch_add(accepted as u64, Relaxed);
+        for counter in stats.accepted_at.iter().take(accepted) {
+            counter.fetch_add(1, Relaxed);
         }
-        stats.generation_tokens.fetch_add(1, Relaxed);
-        let _ = self.events.send(Event::Token { id, logprobs });
-        Ok(if self.sampler.stops(id) {
-            Digest::Ended(Finish::Stop { id })
-        } else if self.sampler.generated() == self.max_tokens {
-            Digest::Ended(Finish::Length)
-        } else {
-            Digest::Drew(id)
-        })
+        if let Some(last) = stats.accepted_at.last() {
+            last.fetch_add(accepted.saturating_sub(ACCEPTED_POSITIONS) as u64, Relaxed);
+        }
+        self.speculation.observe(drafted, accepted);
     }
 
     /// The last event.
@@ -122,13 +205,8 @@ impl Sequence {
     }
 
     /// Each row of the prompt judges the token after it; the last one judges the first id drawn, not the prompt.
-    fn read_prompt(
-        &mut self,
-        share: &Share,
-        tokens: &[u32],
-        rows: &[f32],
-        workspace: &mut Workspace,
-    ) -> Result<(), Failure> {
+    fn read_prompt(&mut self, view: &View<'_>, workspace: &mut Workspace) -> Result<(), Failure> {
+        let View { share, tokens, logits: rows, .. } = *view;
         let Some(found) = &mut self.prompt_logprobs else { return Ok(()) };
         if share.past == 0 {
             // From the start, or from the start once more.
@@ -155,6 +233,8 @@ impl Sequence {
             queue: self.scheduled.saturating_duration_since(self.submitted),
             prefill: first.saturating_duration_since(self.scheduled),
             decode: self.last.saturating_duration_since(first),
+            drafted: self.drafted,
+            accepted: self.accepted,
         }
     }
 }
@@ -164,6 +244,7 @@ impl From<sample::Failure> for Failure {
         match failure {
             sample::Failure::NotFinite => Self::NotFinite,
             sample::Failure::NothingAllowed => Self::NothingAllowed,
+            sample::Failure::Steering => Self::Steering,
         }
     }
 }

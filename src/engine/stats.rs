@@ -7,6 +7,12 @@ use std::time::{Duration, Instant};
 pub const ITERATION_TOKENS_BOUNDS: [u64; 13] =
     [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
 
+/// Drafts are counted by their place in the draft; what stands further back counts at the last.
+pub const ACCEPTED_POSITIONS: usize = 8;
+
+/// For so many tokens in a step it is known what a step costs.
+pub const VERIFY_TOKENS: [u64; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+
 /// Gauges (set) and counters (only ever grow) of one engine. Each value is exact; two of them read one after
 /// the other may belong to different steps.
 #[derive(Debug)]
@@ -41,10 +47,47 @@ pub struct Stats {
     pub corrupted: AtomicU64,
     /// Sequences that lost their state to another's failure and are computed again.
     pub recomputed: AtomicU64,
+    /// Prompt tokens looked up in the prefix cache.
+    pub prefix_queries: AtomicU64,
+    /// Prompt tokens found there.
+    pub prefix_hits: AtomicU64,
+    /// Sequences that gave their memory back to others and are computed again.
+    pub preemptions: AtomicU64,
+    /// Times that a sequence was paused for a class before it, its state kept.
+    pub paused: AtomicU64,
+    /// Requests whose deadline passed.
+    pub timed_out: AtomicU64,
+    /// Gauge: states that the prefix cache holds.
+    pub cache_checkpoints: AtomicU64,
+    /// Gauge: KV blocks that the prefix cache holds, shared with sequences or not.
+    pub cache_blocks: AtomicU64,
+    /// Gauge: what a state and a KV block cost; see [`Self::set_prices`].
+    pub state_bytes: AtomicU64,
+    pub block_bytes: AtomicU64,
+    /// KV blocks copied, so that two sequences can go on differently.
+    pub copied_blocks: AtomicU64,
+    /// Drafts verified.
+    pub drafts: AtomicU64,
+    /// Tokens in them.
+    pub drafted_tokens: AtomicU64,
+    /// Of those, how many stayed.
+    pub accepted_tokens: AtomicU64,
+    /// The same by place in the draft: its first token at 0.
+    pub accepted_at: [AtomicU64; ACCEPTED_POSITIONS],
+    /// Gauge: what a step of [`VERIFY_TOKENS`] tokens was measured to take, in microseconds; 0: not measured yet.
+    pub verify_us: [AtomicU64; VERIFY_TOKENS.len()],
     /// Steps completed.
     pub steps: AtomicU64,
     /// Time spent in steps, sampling included, in microseconds.
     pub step_us: AtomicU64,
+    /// The same by phase: planning,
+    pub plan_us: AtomicU64,
+    /// running the network,
+    pub forward_us: AtomicU64,
+    /// running the drafter,
+    pub draft_us: AtomicU64,
+    /// and drawing ids.
+    pub sample_us: AtomicU64,
     /// Tokens of each step, prefill and decode together.
     pub iteration_tokens: Histogram,
     /// Milliseconds from `epoch` to the last sign of life: a step's end, or work arriving at an idle engine.
@@ -71,8 +114,27 @@ impl Default for Stats {
             rejected: zero(),
             corrupted: zero(),
             recomputed: zero(),
+            prefix_queries: zero(),
+            prefix_hits: zero(),
+            preemptions: zero(),
+            paused: zero(),
+            timed_out: zero(),
+            cache_checkpoints: zero(),
+            cache_blocks: zero(),
+            state_bytes: zero(),
+            block_bytes: zero(),
+            copied_blocks: zero(),
+            drafts: zero(),
+            drafted_tokens: zero(),
+            accepted_tokens: zero(),
+            accepted_at: Default::default(),
+            verify_us: Default::default(),
             steps: zero(),
             step_us: zero(),
+            plan_us: zero(),
+            forward_us: zero(),
+            draft_us: zero(),
+            sample_us: zero(),
             iteration_tokens: Histogram::new(&ITERATION_TOKENS_BOUNDS),
             heartbeat_ms: zero(),
             epoch: Instant::now(),
@@ -85,6 +147,12 @@ impl Stats {
     pub fn kv_usage(&self) -> f64 {
         let blocks = self.kv_blocks.load(Relaxed);
         if blocks == 0 { 0.0 } else { self.kv_blocks_used.load(Relaxed) as f64 / blocks as f64 }
+    }
+
+    /// Whoever planned the memory says what a state and a KV block cost, so that counts can be told in bytes.
+    pub fn set_prices(&self, state_bytes: u64, block_bytes: u64) {
+        self.state_bytes.store(state_bytes, Relaxed);
+        self.block_bytes.store(block_bytes, Relaxed);
     }
 
     /// How long the engine has had something to do without finishing a step; `None` when it is idle.

@@ -6,7 +6,7 @@ mod assemble;
 
 use super::config::{Attention, Mamba, ModelConfig, Moe};
 use super::{Limits, Network, StepError};
-use crate::backend::{Backend, Heads, StepInputs};
+use crate::backend::{Backend, DraftInputs, Heads, StepInputs};
 use crate::ops::{ShapeError, linear::Epilogue};
 
 /// A network whose weights and configuration do not fit each other, or a config this code cannot run.
@@ -16,6 +16,10 @@ pub enum ModelError {
     Layer { layer: String, source: ShapeError },
     #[error("layer {layer} is configured as {expected} but its weights are those of {got}")]
     Kind { layer: String, expected: &'static str, got: &'static str },
+    #[error(
+        "layer {layer} of the drafter is a Mamba layer: expected attention, MoE or MLP, whose drafts can be forgotten"
+    )]
+    DrafterState { layer: String },
 }
 
 /// A resident network: weights as its backend holds them, workspace and state, all made at start.
@@ -25,6 +29,8 @@ pub struct Model<B: Backend> {
     limits: Limits,
     body: Body<B>,
     mtp: Option<Mtp<B>>,
+    /// Residual stream [T, h]; after a step the drafter reads it.
+    x: B::Buffer,
     work: Workspace<B>,
     state: B::State,
 }
@@ -89,8 +95,6 @@ struct Mtp<B: Backend> {
 
 /// Activations of one step, named as `forward` uses them; `[step_tokens, …]` unless noted.
 struct Workspace<B: Backend> {
-    /// Residual stream [T, h].
-    x: B::Buffer,
     /// Normed input of the mixer [T, h].
     u: B::Buffer,
     /// in_proj's output [T, 2d + 2GN + H]; z and dt are read in place.
@@ -117,12 +121,14 @@ struct Workspace<B: Backend> {
 }
 
 struct MtpWorkspace<B: Backend> {
-    /// norm_f of every row [T, h]: what the drafter calls hidden.
+    /// Hidden vectors of the entries [T, h].
     hidden: B::Buffer,
-    embedded: B::Buffer,
+    /// Residual stream of the drafter [T, h].
+    x: B::Buffer,
     /// enorm(embedding) and hnorm(hidden) side by side [T, 2h].
     joined: B::Buffer,
-    draft_logits: B::Buffer,
+    /// Output of the last pass [R, h], which the next may join.
+    drafted: B::Buffer,
 }
 
 /// Indices of a layer's buffers in the lists of [`Workspace`].
@@ -148,12 +154,18 @@ impl<B: Backend> Model<B> {
 
     /// Runs one step; returns `[logit_rows, V]`.
     pub fn forward(&mut self, inputs: &StepInputs) -> &[f32] {
-        let Model { backend, config, body, work, state, .. } = self;
-        let rows = inputs.logit_rows.len();
+        if cfg!(debug_assertions) {
+            inputs.check();
+        }
+        let Model { backend, config, limits, body, mtp, x, work, state, .. } = self;
+        let (rows, drafts) = (inputs.logit_rows.len(), mtp.is_some() && limits.lanes > 0);
         backend.run(|backend| {
-            forward(backend, config, body, work, state, inputs);
+            forward(backend, config, body, x, work, state, inputs);
+            if drafts {
+                backend.keep_hidden(inputs, x, state);
+            }
             if rows > 0 {
-                backend.gather(&inputs.logit_rows, &work.x, &mut work.picked);
+                backend.gather(&inputs.logit_rows, x, &mut work.picked);
                 let eps = config.norm_eps;
                 backend.rms_norm(rows, &work.picked, &body.norm_f, eps, &mut work.final_rows, 0);
                 backend.logits(rows, &body.lm_head, &work.final_rows, &mut work.logits);
@@ -162,35 +174,22 @@ impl<B: Backend> Model<B> {
         self.backend.read(rows, &self.work.logits)
     }
 
-    /// Runs one step and, over its hidden states, step 0 of the MTP block: at each position i it joins the
-    /// embedding of `next_tokens[i]` (the token that follows) with the hidden state of i, and predicts the
-    /// one after. Returns the logits and the draft logits of `inputs.logit_rows`; `None` without MTP.
-    pub fn forward_with_draft(
-        &mut self,
-        inputs: &StepInputs,
-        next_tokens: &[u32],
-    ) -> Option<(Vec<f32>, Vec<f32>)> {
-        let logits = self.forward(inputs).to_vec();
-        let Model { backend, config, body, work, state, mtp, .. } = self;
-        let mtp = mtp.as_mut()?;
-        let (tokens, rows, eps) = (inputs.tokens.len(), inputs.logit_rows.len(), config.norm_eps);
-        let h = config.hidden_size;
-        backend.run(|backend| {
-            let MtpWorkspace { hidden, embedded, joined, draft_logits } = &mut mtp.work;
-            backend.rms_norm(tokens, &work.x, &body.norm_f, eps, hidden, 0);
-            backend.embed(next_tokens, &body.embeddings, embedded);
-            backend.rms_norm(tokens, embedded, &mtp.enorm, eps, joined, 0);
-            backend.rms_norm(tokens, hidden, &mtp.hnorm, eps, joined, h);
-            backend.linear(tokens, &mtp.eh_proj, joined, &mut work.x, Epilogue::Store);
-            for (i, block) in mtp.layers.iter().enumerate() {
-                layer(backend, block, config.layers.len() + i, eps, work, state, inputs);
-            }
-            backend.gather(&inputs.logit_rows, &work.x, &mut work.picked);
-            backend.rms_norm(rows, &work.picked, &mtp.final_norm, eps, &mut work.final_rows, 0);
-            backend.logits(rows, &body.lm_head, &work.final_rows, draft_logits);
-        });
-        let draft = self.backend.read(rows, &self.mtp.as_ref()?.work.draft_logits).to_vec();
-        Some((logits, draft))
+    /// Runs one pass of the drafter; returns its logits `[inputs.step.logit_rows, V]`, of which there are none without
+    /// a drafter.
+    pub fn forward_draft(&mut self, inputs: &DraftInputs) -> &[f32] {
+        let rows = self.run_draft(inputs);
+        self.backend.read(rows, &self.work.logits)
+    }
+
+    /// Leaves the logits in the workspace and returns how many rows they have.
+    fn run_draft(&mut self, inputs: &DraftInputs) -> usize {
+        if cfg!(debug_assertions) {
+            inputs.check();
+        }
+        let Model { backend, config, body, mtp, x, work, state, .. } = self;
+        let Some(mtp) = mtp else { return 0 };
+        backend.run(move |backend| draft(backend, config, body, mtp, x, work, state, inputs));
+        inputs.step.logit_rows.len()
     }
 }
 
@@ -206,20 +205,70 @@ impl<B: Backend> Network for Model<B> {
     fn step(&mut self, inputs: &StepInputs) -> Result<&[f32], StepError> {
         Ok(self.forward(inputs))
     }
+
+    fn can_draft(&self) -> bool {
+        self.mtp.is_some()
+    }
+
+    fn draft(&mut self, inputs: &DraftInputs, drafts: &mut Vec<u32>) -> Result<(), StepError> {
+        drafts.clear();
+        let rows = self.run_draft(inputs);
+        self.backend.largest(rows, &self.work.logits, drafts);
+        Ok(())
+    }
 }
 
-/// Embedding and every layer: leaves the residual stream in `work.x`.
+/// Embedding and every layer: leaves the residual stream in `x`.
 fn forward<B: Backend>(
     backend: &mut B,
     config: &ModelConfig,
     body: &Body<B>,
+    x: &mut B::Buffer,
     work: &mut Workspace<B>,
     state: &mut B::State,
     inputs: &StepInputs,
 ) {
-    backend.embed(&inputs.tokens, &body.embeddings, &mut work.x);
+    if !inputs.block_copies.is_empty() {
+        backend.copy_blocks(&inputs.block_copies, state);
+    }
+    backend.embed(&inputs.tokens, &body.embeddings, x);
     for (i, block) in body.layers.iter().enumerate() {
-        layer(backend, block, i, config.norm_eps, work, state, inputs);
+        layer(backend, block, i, config.norm_eps, x, work, state, inputs);
+    }
+}
+
+/// One pass of the MTP block over `step`, the residual stream of the last step, or over its own last output.
+fn draft<B: Backend>(
+    backend: &mut B,
+    config: &ModelConfig,
+    body: &Body<B>,
+    mtp: &mut Mtp<B>,
+    step: &B::Buffer,
+    work: &mut Workspace<B>,
+    state: &mut B::State,
+    inputs: &DraftInputs,
+) {
+    let (tokens, rows) = (inputs.step.tokens.len(), inputs.step.logit_rows.len());
+    let (h, eps) = (config.hidden_size, config.norm_eps);
+    let MtpWorkspace { hidden, x, joined, drafted } = &mut mtp.work;
+    backend.hidden(&inputs.hidden, step, drafted, state, hidden);
+    if inputs.recursive() {
+        backend.rms_norm(tokens, hidden, &mtp.hnorm, eps, joined, h);
+    } else {
+        // The drafter was trained on what lm_head sees; its own output went through its own final norm.
+        backend.rms_norm(tokens, hidden, &body.norm_f, eps, x, 0);
+        backend.rms_norm(tokens, x, &mtp.hnorm, eps, joined, h);
+    }
+    backend.embed(&inputs.step.tokens, &body.embeddings, x);
+    backend.rms_norm(tokens, x, &mtp.enorm, eps, joined, 0);
+    backend.linear(tokens, &mtp.eh_proj, joined, x, Epilogue::Store);
+    for (i, block) in mtp.layers.iter().enumerate() {
+        layer(backend, block, body.layers.len() + i, eps, x, work, state, &inputs.step);
+    }
+    if rows > 0 {
+        backend.gather(&inputs.step.logit_rows, x, &mut work.picked);
+        backend.rms_norm(rows, &work.picked, &mtp.final_norm, eps, drafted, 0);
+        backend.logits(rows, &body.lm_head, drafted, &mut work.logits);
     }
 }
 
@@ -229,13 +278,14 @@ fn layer<B: Backend>(
     block: &Block<B>,
     index: usize,
     eps: f32,
+    x: &mut B::Buffer,
     work: &mut Workspace<B>,
     state: &mut B::State,
     inputs: &StepInputs,
 ) {
     let tokens = inputs.tokens.len();
     let uses = work.uses[index];
-    let Workspace { x, u, .. } = work;
+    let u = &mut work.u;
     backend.rms_norm(tokens, x, &block.norm, eps, u, 0);
     match &block.mixer {
         BlockMixer::Mamba {
@@ -294,3 +344,6 @@ fn layer<B: Backend>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

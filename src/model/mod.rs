@@ -10,6 +10,7 @@ pub mod load;
 pub mod manifest;
 pub mod names;
 pub mod null;
+pub mod plan;
 pub mod presets;
 pub mod quantization;
 pub mod random;

@@ -1,6 +1,6 @@
 //! Grouped-query attention over paged K/V, causal, with no position encoding of any kind.
 
-use super::Cost;
+use super::{Cost, cells::Cells};
 use crate::backend::StepInputs;
 use crate::model::config::Attention;
 
@@ -32,8 +32,7 @@ impl Pages {
     }
 }
 
-/// `q` [T, heads * D] · `k`, `v` [T, kv * D] are first written to `keys`, `values` (pages, any element type
-/// the cache has is emulated by `store`) · `out` [T, heads * D].
+/// `q` [T, heads * D] · `k`, `v` [T, kv * D] are first written to `keys`, `values` (pages) · `out` [T, heads * D].
 pub fn reference(
     shape: &Attention,
     inputs: &StepInputs,
@@ -41,45 +40,45 @@ pub fn reference(
     q: &[f32],
     k: &[f32],
     v: &[f32],
-    keys: &mut [f32],
-    values: &mut [f32],
-    store: fn(f32) -> f32,
+    keys: &mut Cells,
+    values: &mut Cells,
     out: &mut [f32],
 ) {
     let &Attention { heads, kv_heads, head_dim: dim } = shape;
     let scale = 1.0 / (dim as f64).sqrt();
     for sequence in &inputs.sequences {
-        let blocks = &inputs.blocks[sequence.first_block as usize..][..sequence.block_count as usize];
+        let blocks = inputs.blocks_of(sequence);
         for i in 0..sequence.count as usize {
             let token = sequence.first as usize + i;
             for head in 0..kv_heads {
                 let to = pages.offset(blocks, sequence.past as usize + i, head);
-                for j in 0..dim {
-                    keys[to + j] = store(k[(token * kv_heads + head) * dim + j]);
-                    values[to + j] = store(v[(token * kv_heads + head) * dim + j]);
-                }
+                let from = (token * kv_heads + head) * dim;
+                keys.write(to, &k[from..][..dim]);
+                values.write(to, &v[from..][..dim]);
             }
         }
         for i in 0..sequence.count as usize {
             let token = sequence.first as usize + i;
-            let visible = sequence.past as usize + i + 1;
+            let visible = sequence.visible_from as usize..sequence.past as usize + i + 1;
             for head in 0..heads {
                 let kv_head = head / (heads / kv_heads);
                 let query = &q[(token * heads + head) * dim..][..dim];
-                let mut scores: Vec<f64> = (0..visible)
+                let mut scores: Vec<f64> = visible
+                    .clone()
                     .map(|position| {
-                        let key = &keys[pages.offset(blocks, position, kv_head)..][..dim];
-                        let dot =
-                            query.iter().zip(key).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
-                        dot * scale
+                        let key = pages.offset(blocks, position, kv_head);
+                        let product = |j| f64::from(query[j]) * f64::from(keys.get(key + j));
+                        (0..dim).map(product).sum::<f64>() * scale
                     })
                     .collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 scores.iter_mut().for_each(|s| *s = (*s - max).exp());
                 let total = scores.iter().sum::<f64>();
                 for j in 0..dim {
-                    let sum = (0..visible)
-                        .map(|p| scores[p] * f64::from(values[pages.offset(blocks, p, kv_head) + j]))
+                    let sum = visible
+                        .clone()
+                        .zip(&scores)
+                        .map(|(p, score)| score * f64::from(values.get(pages.offset(blocks, p, kv_head) + j)))
                         .sum::<f64>();
                     out[(token * heads + head) * dim + j] = (sum / total) as f32;
                 }
@@ -93,7 +92,7 @@ pub fn cost(shape: &Attention, inputs: &StepInputs, element: usize) -> Cost {
     let width = shape.kv_heads * shape.head_dim;
     let mut cost = Cost::default();
     for s in &inputs.sequences {
-        let (past, count) = (s.past as usize, s.count as usize);
+        let (past, count) = ((s.past - s.visible_from) as usize, s.count as usize);
         cost.state += (2 * width * (past + 2 * count) * element) as u64;
         cost.activations += (count * (2 * shape.heads * shape.head_dim + 2 * width) * 4) as u64;
         let pairs = count * past + count * (count + 1) / 2;
@@ -125,21 +124,11 @@ mod tests {
             blocks: vec![1, 0],
             ..StepInputs::default()
         };
-        let (mut keys, mut values, mut out) = (vec![9.0; 4], vec![9.0; 4], vec![0.0; 6]);
+        let pool = || Cells::F32([9.0; 4].into());
+        let (mut keys, mut values, mut out) = (pool(), pool(), vec![0.0; 6]);
         let q = [1.0; 6];
-        reference(
-            &shape,
-            &inputs,
-            pages,
-            &q,
-            &[0.0; 3],
-            &[3.0, 5.0, 10.0],
-            &mut keys,
-            &mut values,
-            |x| x,
-            &mut out,
-        );
+        reference(&shape, &inputs, pages, &q, &[0.0; 3], &[3.0, 5.0, 10.0], &mut keys, &mut values, &mut out);
         assert_eq!(out, [3.0, 3.0, 4.0, 4.0, 6.0, 6.0]);
-        assert_eq!(values, [10.0, 9.0, 3.0, 5.0], "pages follow the block table");
+        assert_eq!(values, Cells::F32([10.0, 9.0, 3.0, 5.0].into()), "pages follow the block table");
     }
 }

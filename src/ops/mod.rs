@@ -4,10 +4,12 @@
 //! them. A reference takes `[T, width]` rows as flat slices and writes where it is told.
 
 pub mod attention;
+pub mod cells;
 pub mod conv;
 pub mod embed;
 pub mod experts;
 pub mod gated_norm;
+pub mod lanes;
 pub mod linear;
 pub mod rms_norm;
 pub mod route;

@@ -13,10 +13,12 @@ mod math;
 mod philox;
 mod sampler;
 mod select;
+pub mod steer;
 
 pub use math::argmax;
 pub use philox::{philox4x32, uniform};
 pub use sampler::{Failure, Sampler, Workspace, logprobs};
+pub use steer::Steering;
 
 /// Log-probabilities from the raw logits, natural logarithm.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,6 +1,7 @@
 //! One sequence's way of drawing ids.
 
 use super::select::{Candidate, better, nucleus, top};
+use super::steer::{Helm, Rule, Steering};
 use super::{SamplingParams, TokenLogprobs, math, philox};
 
 /// Why no id could be drawn.
@@ -12,6 +13,9 @@ pub enum Failure {
     /// The request's rules exclude each other: for example, only stop ids are allowed before `min_tokens`.
     #[error("no id is allowed")]
     NothingAllowed,
+    /// The grammar's parser gave up: its bounds were reached, or it has a fault.
+    #[error("the grammar could not be followed")]
+    Steering,
 }
 
 /// Scratch of one draw, shared by all sequences of an engine. Nothing in it outlives the draw.
@@ -33,6 +37,8 @@ impl Workspace {
 /// Draws the ids of one sequence. The rules apply in vLLM's order (v1/sample/sampler.py), for clients tune
 /// their values against it:
 ///
+/// 0. ids that the steering forbids are masked, and nothing below brings them back; ids that it forces, and the end
+///    of a complete answer, obey no other rule;
 /// 1. ids not in `allowed_ids` are masked, 2. stop ids too until `min_tokens` are drawn, 3. `logit_bias` is added
 ///    (a masked id stays masked), 4. repetition, frequency and presence penalties;
 /// 5. with temperature 0 the greatest wins, of equals the lowest id; else 6. temperature, 7. `min_p` relative to
@@ -48,6 +54,7 @@ pub struct Sampler {
     generated: usize,
     /// Kept only if a penalty needs it.
     counts: Option<Counts>,
+    helm: Option<Box<Helm>>,
 }
 
 impl Sampler {
@@ -65,19 +72,64 @@ impl Sampler {
             || params.frequency_penalty != 0.0
             || params.presence_penalty != 0.0;
         let counts = penalised.then(|| Counts::new(prompt, max_tokens, vocab));
-        Self { params, stop_ids, min_tokens, generated: 0, counts }
+        Self { params, stop_ids, min_tokens, generated: 0, counts, helm: None }
     }
 
-    /// The id at `position` of the sequence, from the logits [V] that its predecessor gave.
-    pub fn sample(&self, workspace: &mut Workspace, logits: &[f32], position: u64) -> Result<u32, Failure> {
+    /// Under the rules of `steering`, from the first id on.
+    pub fn steered(self, steering: Option<Steering>) -> Self {
+        Self { helm: steering.map(|steering| Box::new(Helm::new(steering))), ..self }
+    }
+
+    /// Before each step: cuts `drafts`, the ids proposed to follow the last accepted one, at the first that the
+    /// steering forbids, and has masks made for the rows of that step while it runs. It may be left out; then
+    /// [`Self::sample`] makes its mask itself.
+    pub fn prepare(&mut self, drafts: &mut Vec<u32>) {
+        if let Some(helm) = &mut self.helm {
+            helm.prepare(drafts, &self.stop_ids);
+        }
+    }
+
+    /// The steering wants nothing more and no stop id can say so: the sequence ends here by itself.
+    pub fn is_complete(&mut self) -> bool {
+        self.stop_ids.is_empty() && self.helm.as_mut().is_some_and(|helm| helm.is_complete(&[]))
+    }
+
+    /// The id at `position` of the sequence, from the logits [V] that its predecessor gave. Rows of one step are drawn
+    /// in order, each after its predecessor was accepted.
+    pub fn sample(
+        &mut self,
+        workspace: &mut Workspace,
+        logits: &[f32],
+        position: u64,
+    ) -> Result<u32, Failure> {
         if !math::all_finite(logits) {
             return Err(Failure::NotFinite);
         }
+        let mut helm = self.helm.take();
+        let rule = helm.as_mut().map_or(Rule::Free, |helm| helm.rule(&self.stop_ids));
+        let drawn = self.draw(workspace, logits, position, &rule);
+        self.helm = helm;
+        drawn
+    }
+
+    fn draw(
+        &self,
+        workspace: &mut Workspace,
+        logits: &[f32],
+        position: u64,
+        rule: &Rule<'_>,
+    ) -> Result<u32, Failure> {
         let greedy = self.params.temperature == 0.0;
-        if greedy && !self.has_rules() {
-            return math::argmax(logits).ok_or(Failure::NothingAllowed);
+        match rule {
+            Rule::Forced(id) => return Ok(*id),
+            Rule::Nothing => return Err(Failure::NothingAllowed),
+            Rule::Broken => return Err(Failure::Steering),
+            Rule::Free if greedy && !self.has_rules() => {
+                return math::argmax(logits).ok_or(Failure::NothingAllowed);
+            }
+            Rule::Free | Rule::Unended | Rule::Mask { .. } | Rule::Complete => {}
         }
-        self.apply_rules(workspace, logits);
+        self.apply_rules(workspace, logits, rule);
         if greedy {
             return math::argmax(&workspace.scores).ok_or(Failure::NothingAllowed);
         }
@@ -95,6 +147,9 @@ impl Sampler {
         self.generated += 1;
         if let Some(counts) = &mut self.counts {
             counts.add_output(id);
+        }
+        if let Some(helm) = &mut self.helm {
+            helm.accept(id);
         }
     }
 
@@ -122,10 +177,11 @@ impl Sampler {
         allowed_ids.is_some() || !logit_bias.is_empty() || self.counts.is_some() || self.holds_stop_ids_back()
     }
 
-    /// Steps 1 to 4: `scores` become the logits as the request wants them, masked ids −∞.
-    fn apply_rules(&self, workspace: &mut Workspace, logits: &[f32]) {
+    /// Steps 0 to 4: `scores` become the logits as the request wants them, masked ids −∞.
+    fn apply_rules(&self, workspace: &mut Workspace, logits: &[f32], rule: &Rule<'_>) {
         let scores = &mut workspace.scores;
         let SamplingParams { allowed_ids, logit_bias, .. } = &self.params;
+        let complete = matches!(rule, Rule::Complete);
         match allowed_ids {
             None => scores.copy_from_slice(logits),
             Some(allowed) => {
@@ -135,7 +191,24 @@ impl Sampler {
                 }
             }
         }
-        if self.holds_stop_ids_back() {
+        match rule {
+            Rule::Mask { ids, ends } => {
+                mask(scores, ids.as_slice());
+                let permitted = |id: &u32| allowed_ids.as_ref().is_none_or(|allowed| allowed.contains(id));
+                for &id in self.stop_ids.iter().filter(|id| *ends && permitted(id)) {
+                    scores[id as usize] = logits[id as usize];
+                }
+            }
+            Rule::Complete => {
+                scores.fill(f32::NEG_INFINITY);
+                for &id in &self.stop_ids {
+                    scores[id as usize] = logits[id as usize];
+                }
+            }
+            _ => {}
+        }
+        // A complete answer ends, however short it is.
+        if self.holds_stop_ids_back() && !complete || matches!(rule, Rule::Unended) {
             for &id in &self.stop_ids {
                 scores[id as usize] = f32::NEG_INFINITY;
             }
@@ -200,6 +273,20 @@ impl Sampler {
             *weight = if kept { *weight } else { 0.0 };
         }
     }
+}
+
+/// Leaves only the scores whose bit is set; ids without a bit are masked.
+fn mask(scores: &mut [f32], words: &[u32]) {
+    let known = scores.len().min(words.len() * 32);
+    for (scores, &word) in scores[..known].chunks_mut(32).zip(words) {
+        if word == u32::MAX {
+            continue;
+        }
+        for (bit, score) in scores.iter_mut().enumerate() {
+            *score = if word >> bit & 1 == 1 { *score } else { f32::NEG_INFINITY };
+        }
+    }
+    scores[known..].fill(f32::NEG_INFINITY);
 }
 
 /// The id under `uniform` in [0, 1) when the weights are laid side by side, ids ascending.

@@ -47,6 +47,8 @@ pub struct TagIds {
     pub tags: [Option<u32>; 4],
     /// `<|im_start|>`, `<|im_end|>`, `</s>`: where a turn ends.
     pub borders: [Option<u32>; 3],
+    /// Begins a turn: `<|im_start|>`, or `<SPECIAL_11>` in the second generation's vocabulary, which has no such token.
+    pub opener: Option<u32>,
 }
 
 impl TagIds {
@@ -54,6 +56,7 @@ impl TagIds {
         TagIds {
             tags: Tag::ALL.map(|tag| vocabulary.added_id(tag.text())),
             borders: ["<|im_start|>", "<|im_end|>", "</s>"].map(|text| vocabulary.added_id(text)),
+            opener: ["<|im_start|>", "<SPECIAL_11>"].iter().find_map(|text| vocabulary.added_id(text)),
         }
     }
 

@@ -28,6 +28,9 @@ pub enum Error {
     Limit { what: &'static str, limit: usize },
     #[error("continue_final_message: expected {expected}, got {got}")]
     Continue { expected: &'static str, got: &'static str },
+    /// A tool that cannot be called in this model's markup.
+    #[error("tools: {got}")]
+    Unspeakable { got: String },
     #[error("the text cannot be encoded: {got}")]
     Encode { got: String },
 }

@@ -8,6 +8,7 @@
 //! let mut decoder = text.decoder(DecoderOptions { .. });           // ids → deltas, see [`Decoder`]
 //! ```
 
+mod calls;
 mod chat;
 mod decoder;
 mod error;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use jiff::Zoned;
 use serde_json::{Map, Value};
 
+pub use calls::{CallForm, CallGrammar, Detail};
 pub use chat::{Chat, Message, ToolCall};
 pub use decoder::{Decoder, DecoderOptions, Mode};
 pub use error::Error;
@@ -144,6 +146,39 @@ impl Text {
         self.vocabulary.is_special(id)
     }
 
+    /// True for tags and control tokens, and whatever else is no text: ids that the tokenizer knows by their whole name.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.vocabulary.is_added(id)
+    }
+
+    /// The id of `</think>`, if it is one.
+    pub fn thought_end(&self) -> Option<u32> {
+        self.ids.tags[Tag::EndThink as usize]
+    }
+
+    /// The id of `<tool_call>`, if it is one.
+    pub fn call_start(&self) -> Option<u32> {
+        self.ids.tags[Tag::Call as usize]
+    }
+
+    /// The ids of a line break.
+    pub fn line_break(&self) -> Result<Vec<u32>, Error> {
+        let mut ids = Vec::new();
+        self.vocabulary.encode_plain("\n", &mut ids)?;
+        Ok(ids)
+    }
+
+    /// The shape of calls to `tools`, for the room `sample` to hold an answer to.
+    /// Errors: [`Error::Unspeakable`] if the markup has no room for a name.
+    pub fn call_grammar(&self, tools: &[Tool], form: CallForm, detail: Detail) -> Result<CallGrammar, Error> {
+        calls::grammar(tools, form, detail, &self.ids).map_err(|got| Error::Unspeakable { got })
+    }
+
+    /// Whether the template speaks of a variable: one that it does not know changes nothing.
+    pub fn template_knows(&self, variable: &str) -> bool {
+        self.template.mentions(variable)
+    }
+
     /// The prompt's text. Encoding it again would let a user write control tokens: use [`Text::prompt`] for ids.
     pub fn render(&self, chat: &Chat) -> Result<String, Error> {
         self.render_at(chat, Zoned::now())
@@ -181,6 +216,14 @@ impl Text {
         }
         let text = self.decode(turn, false);
         text.rfind(Tag::Think.text()).is_some_and(|open| !text[open..].contains(Tag::EndThink.text()))
+    }
+
+    /// Lengths of the heads of `prompt` at which a turn ends and the next begins, ascending, without 0. A history that is
+    /// edited, or that loses its old thoughts, still shares the heads before the edit.
+    pub fn borders(&self, prompt: &[u32]) -> Vec<u32> {
+        let Some(opener) = self.ids.opener else { return Vec::new() };
+        let opens = |(place, &id): (usize, &u32)| (id == opener).then_some(place as u32);
+        prompt.iter().enumerate().skip(1).filter_map(opens).collect()
     }
 
     /// Reads one output; see [`Decoder`].

@@ -29,7 +29,7 @@ impl Types {
     }
 
     /// A type by its JSON Schema name or by what other languages call it.
-    fn named(name: &str) -> Option<Types> {
+    pub fn named(name: &str) -> Option<Types> {
         Some(match name.trim().to_ascii_lowercase().as_str() {
             "null" | "none" => Types::NULL,
             "string" | "str" | "text" | "varchar" | "char" | "enum" => Types::STRING,
@@ -43,7 +43,7 @@ impl Types {
         })
     }
 
-    fn of(value: &Value) -> Types {
+    pub fn of(value: &Value) -> Types {
         match value {
             Value::Null => Types::NULL,
             Value::Bool(_) => Types::BOOLEAN,
@@ -100,7 +100,7 @@ impl<'a> Schema<'a> {
 }
 
 /// Follows local references. A schema that is only a `$ref` would else have no type, and its object become a string.
-fn resolve<'a>(root: &'a Value, node: &'a Value, depth: usize) -> Option<&'a Value> {
+pub fn resolve<'a>(root: &'a Value, node: &'a Value, depth: usize) -> Option<&'a Value> {
     match node.get("$ref").and_then(Value::as_str) {
         Some(reference) if depth < MAX_DEPTH => {
             resolve(root, root.pointer(reference.strip_prefix('#')?)?, depth + 1)
@@ -130,6 +130,9 @@ fn collect(root: &Value, node: &Value, types: &mut Types, depth: usize) {
     }
     if let Some(Value::Array(values)) = node.get("enum") {
         values.iter().for_each(|value| types.add(Types::of(value)));
+    }
+    if let Some(value) = node.get("const") {
+        types.add(Types::of(value));
     }
     for key in ["anyOf", "oneOf", "allOf"] {
         if let Some(Value::Array(parts)) = node.get(key) {

@@ -50,6 +50,10 @@ impl Template {
         Ok(Template { env, present: source.is_some(), tokens })
     }
 
+    pub fn mentions(&self, variable: &str) -> bool {
+        self.env.get_template(NAME).is_ok_and(|template| template.source().contains(variable))
+    }
+
     /// The prompt's text with the guard's marks still in it. `values` are the chat's, from [`values`].
     pub fn render(
         &self,

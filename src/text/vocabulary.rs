@@ -126,6 +126,13 @@ impl Vocabulary {
         self.special.get(id as usize).copied().unwrap_or(false)
     }
 
+    /// True for the ids of added tokens, special or not.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.bytes(id)
+            .and_then(|bytes| std::str::from_utf8(bytes).ok())
+            .is_some_and(|text| self.added_id(text) == Some(id))
+    }
+
     /// The id of an added token, by its text.
     pub fn added_id(&self, text: &str) -> Option<u32> {
         self.added.get(text).map(|token| token.id)

@@ -264,3 +264,44 @@ proptest! {
         check_guarded(TEXT.get_or_init(tiny), &parts.concat());
     }
 }
+
+#[test]
+fn turns_end_where_the_next_one_opens() {
+    let text = tiny();
+    let rendered =
+        "<|im_start|>system\nbe<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<think>\n";
+    let ids = text.encode(rendered, false).unwrap();
+    let heads: Vec<String> =
+        text.borders(&ids).iter().map(|&len| text.decode(&ids[..len as usize], false)).collect();
+    assert_eq!(
+        heads,
+        [
+            "<|im_start|>system\nbe<|im_end|>\n",
+            "<|im_start|>system\nbe<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
+        ]
+    );
+    assert_eq!(text.borders(&[]), [0u32; 0]);
+    assert_eq!(text.borders(&text.encode("no turns", false).unwrap()), [0u32; 0]);
+}
+
+#[test]
+fn an_older_vocabulary_opens_turns_with_a_numbered_token() {
+    let (json, _) = tokenizer_json(true, &[]);
+    let older = String::from_utf8(json)
+        .unwrap()
+        .replace("<|im_start|>", "<SPECIAL_10>")
+        .replace("<|im_end|>", "<SPECIAL_11>")
+        .replace("</s>", "<SPECIAL_12>");
+    let text = Text::load(TextFiles {
+        tokenizer_json: older.as_bytes(),
+        tokenizer_config: None,
+        chat_template: None,
+    })
+    .unwrap();
+    let rendered = "<SPECIAL_10>System\n\n<SPECIAL_11>User\nhi\n<SPECIAL_11>Assistant\n";
+    let ids = text.encode(rendered, false).unwrap();
+    let (user, answer) = (rendered.find("<SPECIAL_11>U"), rendered.find("<SPECIAL_11>A"));
+    let heads: Vec<Option<usize>> =
+        text.borders(&ids).iter().map(|&len| Some(text.decode(&ids[..len as usize], false).len())).collect();
+    assert_eq!(heads, [user, answer]);
+}

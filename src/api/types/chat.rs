@@ -2,7 +2,7 @@
 
 use super::refused::refuse;
 use super::sampling::{logprob_count, max_tokens};
-use super::{Common, Rules, message, tool};
+use super::{Common, Constraint, Forced, Rules, message, steer, tool};
 use crate::api::error::{ApiError, cut};
 use crate::api::fields::Fields;
 use crate::text::{Chat, Tool};
@@ -20,6 +20,13 @@ pub struct ChatRequest {
     pub tools: Option<Vec<Tool>>,
     /// `parallel_tool_calls: false`
     pub one_call: bool,
+    pub forced: Option<Forced>,
+    /// What the answer is to be.
+    pub constraint: Option<Constraint>,
+    /// `thinking_token_budget`: ids of thought at most.
+    pub thinking_budget: Option<usize>,
+    /// `reasoning_effort` minimal or low, and no other word on it in the request's own keys.
+    pub low_effort: bool,
     /// `enable_thinking` as the template will see it.
     pub thinking: bool,
     /// An answer that is all thought is sent as content as well.
@@ -32,7 +39,6 @@ impl ChatRequest {
     pub fn read(body: &Map<String, Value>, rules: Rules) -> Result<Self, ApiError> {
         let fields = Fields::top(body);
         refuse(&fields)?;
-        refuse_budget(&fields)?;
         if fields.bool("echo")? == Some(true) {
             return Err(fields.bad("echo", "`echo` is not supported for chats; /v1/completions has it."));
         }
@@ -41,6 +47,16 @@ impl ChatRequest {
         let logprobs = logprobs(&fields, rules)?;
         let common = Common::read(&fields, rules, max, logprobs)?;
         let tools = tool::read(&fields, rules.options.hide_tools_when_none)?;
+        let constraint = steer::read(&fields)?;
+        if let (Some(constraint), Some(_)) = (&constraint, &tools.forced)
+            && !constraint.param.starts_with("response_format")
+        {
+            let param = &constraint.param;
+            return Err(ApiError::bad(
+                param,
+                format!("`{param}` and a forced tool call exclude each other."),
+            ));
+        }
         let chat = chat(&fields, tools.shown, rules)?;
         let flag = |name| chat.kwargs.get(name).and_then(Value::as_bool);
         Ok(Self {
@@ -49,6 +65,10 @@ impl ChatRequest {
             include_reasoning: fields.bool("include_reasoning")?.unwrap_or(true),
             tools: tools.parsed,
             one_call: tools.one_call,
+            forced: tools.forced,
+            constraint,
+            thinking_budget: thinking_budget(&fields)?,
+            low_effort: flag("low_effort").unwrap_or(false),
             common,
             chat,
         })
@@ -131,16 +151,10 @@ fn logprobs(fields: &Fields, rules: Rules) -> Result<Option<u32>, ApiError> {
     }
 }
 
-/// Ending a thought at a budget forces ids, which is steering; no budget is what we have.
-fn refuse_budget(fields: &Fields) -> Result<(), ApiError> {
-    match fields.integer("thinking_token_budget", -1..=i64::MAX)? {
-        None | Some(-1) => Ok(()),
-        Some(_) => Err(fields.bad(
-            "thinking_token_budget",
-            "`thinking_token_budget` is not implemented yet and is refused rather than ignored; \
-             `reasoning_effort` none or low shortens the thought.",
-        )),
-    }
+/// -1 is no budget.
+fn thinking_budget(fields: &Fields) -> Result<Option<usize>, ApiError> {
+    let budget = fields.integer("thinking_token_budget", -1..=i64::MAX)?;
+    Ok(budget.and_then(|budget| usize::try_from(budget).ok()))
 }
 
 #[cfg(test)]
@@ -209,7 +223,8 @@ mod tests {
             ("stream", json!("yes")),
             ("stream_options", json!({})),
             ("reasoning_effort", json!("huge")),
-            ("thinking_token_budget", json!(10)),
+            ("thinking_token_budget", json!(-2)),
+            ("response_format.type", json!("xml")),
             ("cache_salt", json!("a/b")),
             ("request_id", json!("a b")),
             ("chat_template", json!("{{ messages }}")),
@@ -221,6 +236,8 @@ mod tests {
                 None => refused(json!({name: value}), name),
             }
         }
+        let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+        refused(json!({"tools": tools, "tool_choice": "required", "guided_regex": "a"}), "guided_regex");
         refused(json!({"n": 2, "temperature": 0}), "n");
         refused(json!({"min_tokens": 9, "max_tokens": 8}), "min_tokens");
         refused(json!({"stream": true, "prompt_logprobs": 1}), "prompt_logprobs");

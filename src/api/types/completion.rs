@@ -2,7 +2,7 @@
 
 use super::refused::refuse;
 use super::sampling::{logprob_count, max_tokens};
-use super::{Common, Rules};
+use super::{Common, Constraint, Rules, steer};
 use crate::api::error::ApiError;
 use crate::api::fields::{Fields, token_id, wrong};
 use serde_json::{Map, Value};
@@ -19,6 +19,8 @@ pub struct CompletionRequest {
     pub prompts: Vec<Prompt>,
     pub echo: bool,
     pub add_special_tokens: bool,
+    /// What each answer is to be.
+    pub constraint: Option<Constraint>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +54,7 @@ impl CompletionRequest {
             prompts: prompts(&fields, rules.model.vocab_size)?,
             echo,
             add_special_tokens: fields.bool("add_special_tokens")?.unwrap_or(true),
+            constraint: steer::read(&fields)?,
         })
     }
 }

@@ -6,16 +6,22 @@ mod content;
 mod message;
 mod refused;
 mod sampling;
+mod speculation;
+mod steer;
 mod tokenize;
 mod tool;
 
 pub use chat::ChatRequest;
 pub use completion::{CompletionRequest, Prompt};
 pub use sampling::{Common, StreamOptions};
+pub use speculation::speculation;
+pub use steer::Constraint;
 pub use tokenize::{DetokenizeRequest, TokenizeInput, TokenizeRequest};
+pub use tool::Forced;
 
 use super::model::ModelInfo;
 use serde_json::{Map, Value};
+use std::time::Duration;
 
 /// What validation looks at beside the request itself.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +47,8 @@ pub struct RequestOptions {
     pub trust_template: bool,
     /// `--enable-force-include-usage`: every stream ends with usage.
     pub force_usage: bool,
+    /// `--request-timeout`: for requests that give none of their own.
+    pub timeout: Option<Duration>,
 }
 
 impl Default for RequestOptions {
@@ -53,6 +61,7 @@ impl Default for RequestOptions {
             tokens_as_ids: false,
             trust_template: false,
             force_usage: false,
+            timeout: None,
         }
     }
 }

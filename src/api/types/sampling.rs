@@ -1,9 +1,12 @@
 //! What chat and completions have in common: how to draw ids, when to stop, what to report.
 
-use super::Rules;
+use super::{Rules, speculation};
 use crate::api::error::ApiError;
 use crate::api::fields::{Fields, wrong};
+use crate::engine::Speculation;
 use crate::sample::SamplingParams;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Sequences one request may ask for.
 const CHOICES_MAX: i64 = 128;
@@ -13,6 +16,8 @@ const STOPS_MAX: usize = 64;
 const TEMPERATURE_MIN: f32 = 0.01;
 /// Length of a `cache_salt` and of a client's request id.
 const LABEL_CHARS_MAX: usize = 128;
+/// Eleven days: longer than any answer takes, short enough to be added to any clock.
+const TIMEOUT_SECONDS_MAX: f64 = 1e6;
 
 /// The validated fields both routes share.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +46,12 @@ pub struct Common {
     pub return_ids: bool,
     /// Part of the answer's id, if the client chose one.
     pub request_id: Option<String>,
+    /// Lower is earlier.
+    pub priority: i32,
+    pub cache_salt: Option<Arc<str>>,
+    pub speculation: Speculation,
+    /// From arrival to the end of the answer.
+    pub timeout: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,7 +84,6 @@ impl Common {
             let message = format!("`min_tokens` must be at most max_tokens={max}, got {min_tokens}.");
             return Err(fields.bad("min_tokens", message));
         }
-        cache_salt(fields)?;
         Ok(Self {
             model,
             n,
@@ -92,6 +102,14 @@ impl Common {
             tokens_as_ids: fields.bool("return_tokens_as_token_ids")?.unwrap_or(rules.options.tokens_as_ids),
             return_ids: fields.bool("return_token_ids")?.unwrap_or(false),
             request_id: request_id(fields)?,
+            priority: priority(fields)?,
+            cache_salt: cache_salt(fields)?,
+            speculation: fields
+                .get("speculation")
+                .map(|value| speculation(value, &fields.path("speculation")))
+                .transpose()?
+                .unwrap_or_default(),
+            timeout: timeout(fields)?.or(rules.options.timeout),
         })
     }
 }
@@ -235,12 +253,25 @@ fn truncate_prompt(fields: &Fields, rules: Rules) -> Result<Option<usize>, ApiEr
     }
 }
 
-fn cache_salt(fields: &Fields) -> Result<(), ApiError> {
-    let Some(salt) = fields.string("cache_salt")? else { return Ok(()) };
+/// Clients number their classes as they like; what is beyond an i32 is as early or late as can be.
+fn priority(fields: &Fields) -> Result<i32, ApiError> {
+    let priority = fields.integer("priority", i64::MIN..=i64::MAX)?.unwrap_or(0);
+    Ok(priority.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32)
+}
+
+/// Our own field, in seconds.
+fn timeout(fields: &Fields) -> Result<Option<Duration>, ApiError> {
+    let fits = |seconds| seconds > 0.0 && seconds <= TIMEOUT_SECONDS_MAX;
+    let seconds = fields.number("timeout", "above 0 and at most 1000000 seconds", fits)?;
+    Ok(seconds.map(Duration::from_secs_f32))
+}
+
+fn cache_salt(fields: &Fields) -> Result<Option<Arc<str>>, ApiError> {
+    let Some(salt) = fields.string("cache_salt")? else { return Ok(None) };
     let fits =
         !salt.is_empty() && salt.chars().count() <= LABEL_CHARS_MAX && !salt.contains(['@', '/', '\\', '\0']);
     if fits {
-        return Ok(());
+        return Ok(Some(salt.into()));
     }
     let message =
         format!("`cache_salt` must be 1 to {LABEL_CHARS_MAX} characters without `@`, `/`, `\\` and NUL.");
@@ -254,4 +285,58 @@ fn request_id(fields: &Fields) -> Result<Option<String>, ApiError> {
     }
     let message = format!("`request_id` must be 1 to {LABEL_CHARS_MAX} visible ASCII characters.");
     Err(fields.bad("request_id", message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::model::{ModelInfo, SamplingDefaults};
+    use crate::api::types::RequestOptions;
+    use serde_json::{Value, json};
+
+    fn read(body: Value, options: &RequestOptions) -> Result<Common, Value> {
+        let model = ModelInfo {
+            served_names: vec!["tiny".into()],
+            root: "tiny".into(),
+            created: 0,
+            max_model_len: 128,
+            vocab_size: 16,
+            stop_ids: vec![],
+            defaults: SamplingDefaults::default(),
+        };
+        let Value::Object(map) = &body else { panic!("the test gives an object") };
+        Common::read(&Fields::top(map), Rules { model: &model, options }, None, None)
+            .map_err(|error| error.body()["error"]["param"].clone())
+    }
+
+    #[test]
+    fn the_engine_is_told_class_salt_drafts_and_deadline() {
+        let options = RequestOptions::default();
+        let plain = read(json!({}), &options).expect("a valid request");
+        let told = (plain.priority, plain.cache_salt, plain.speculation, plain.timeout);
+        assert_eq!(told, (0, None, Speculation::default(), None));
+        let body = json!({"priority": -5, "cache_salt": "mine", "speculation": "off", "timeout": 0.5});
+        let asked = read(body, &options).expect("a valid request");
+        let told = (asked.priority, asked.cache_salt.as_deref(), asked.speculation, asked.timeout);
+        assert_eq!(told, (-5, Some("mine"), Speculation::OFF, Some(Duration::from_millis(500))));
+    }
+
+    #[test]
+    fn a_class_beyond_all_classes_is_the_last_or_first_one() {
+        let options = RequestOptions::default();
+        let priority = |value: i64| read(json!({"priority": value}), &options).map(|read| read.priority);
+        assert_eq!(priority(i64::MAX), Ok(i32::MAX));
+        assert_eq!(priority(i64::MIN), Ok(i32::MIN));
+    }
+
+    #[test]
+    fn the_servers_timeout_is_for_those_without_their_own() {
+        let options = RequestOptions { timeout: Some(Duration::from_secs(9)), ..RequestOptions::default() };
+        let timeout = |body| read(body, &options).map(|read| read.timeout);
+        assert_eq!(timeout(json!({})), Ok(Some(Duration::from_secs(9))));
+        assert_eq!(timeout(json!({"timeout": 2})), Ok(Some(Duration::from_secs(2))));
+        for bad in [json!(0), json!(-1), json!(1e7), json!("soon")] {
+            assert_eq!(timeout(json!({"timeout": bad})), Err(json!("timeout")), "{bad}");
+        }
+    }
 }

@@ -17,19 +17,39 @@ pub struct Tools {
     pub parsed: Option<Vec<Tool>>,
     /// `parallel_tool_calls: false`: the answer ends after its first call.
     pub one_call: bool,
+    /// The answer is to be calls and nothing else. Only with [`Self::parsed`].
+    pub forced: Option<Forced>,
 }
 
-/// Reads tools and choice. Errors: a definition without a name, a choice that needs steering or a missing tool.
+/// What must be called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Forced {
+    /// `required`: at least one of the tools.
+    Any,
+    /// This one, once.
+    Named(String),
+}
+
+/// `tool_choice` as meant.
+enum Choice {
+    Auto,
+    None,
+    Forced(Forced),
+}
+
+/// Reads tools and choice. Errors: a definition without a name, a choice without tools or of a missing one.
 pub fn read(fields: &Fields, hide_when_none: bool) -> Result<Tools, ApiError> {
     let defined = defined(fields)?;
-    let allowed = choice(fields, &defined)?;
+    let choice = choice(fields, &defined)?;
+    let allowed = !matches!(choice, Choice::None);
     let one_call = fields.bool("parallel_tool_calls")? == Some(false);
     let (mut shown, tools): (Vec<Value>, Vec<Tool>) = defined.into_iter().unzip();
     if !allowed && hide_when_none {
         shown.clear();
     }
     let parsed = (allowed && !tools.is_empty()).then_some(tools);
-    Ok(Tools { shown, parsed, one_call })
+    let forced = if let Choice::Forced(forced) = choice { Some(forced) } else { None };
+    Ok(Tools { shown, parsed, one_call, forced })
 }
 
 /// Each definition as the template sees it, and as the decoder does.
@@ -88,15 +108,15 @@ fn depth(value: &Value) -> usize {
     }
 }
 
-/// Whether the model may call tools.
-fn choice(fields: &Fields, tools: &[(Value, Tool)]) -> Result<bool, ApiError> {
+/// Whether the model may call tools, or must.
+fn choice(fields: &Fields, tools: &[(Value, Tool)]) -> Result<Choice, ApiError> {
     let name = if fields.get("tool_choice").is_some() { "tool_choice" } else { "function_call" };
     match fields.get(name) {
-        None => Ok(true),
+        None => Ok(Choice::Auto),
         Some(Value::String(choice)) => match choice.as_str() {
-            "auto" => Ok(true),
-            "none" => Ok(false),
-            "required" | "any" => Err(forced(fields, name, tools, None)),
+            "auto" => Ok(Choice::Auto),
+            "none" => Ok(Choice::None),
+            "required" | "any" => forced(fields, name, tools, Forced::Any),
             other => {
                 let other = cut(other, 40);
                 Err(fields
@@ -105,7 +125,7 @@ fn choice(fields: &Fields, tools: &[(Value, Tool)]) -> Result<bool, ApiError> {
         },
         Some(Value::Object(choice)) => {
             let wanted = wanted(choice, fields.path(name))?;
-            Err(forced(fields, name, tools, Some(&wanted)))
+            forced(fields, name, tools, Forced::Named(wanted))
         }
         Some(other) => Err(wrong(name, "a string or an object", other)),
     }
@@ -121,21 +141,18 @@ fn wanted(choice: &Map<String, Value>, path: String) -> Result<String, ApiError>
     }
 }
 
-/// Why a forced call is refused: first the client's own mistakes, then what is missing here.
-fn forced(fields: &Fields, field: &str, tools: &[(Value, Tool)], wanted: Option<&str>) -> ApiError {
+/// Errors: there is nothing to call.
+fn forced(fields: &Fields, field: &str, tools: &[(Value, Tool)], forced: Forced) -> Result<Choice, ApiError> {
     if tools.is_empty() {
-        return fields.bad(field, format!("`{field}` is only allowed when `tools` are given."));
+        return Err(fields.bad(field, format!("`{field}` is only allowed when `tools` are given.")));
     }
-    if let Some(wanted) = wanted.filter(|wanted| tools.iter().all(|(_, tool)| tool.name != *wanted)) {
-        return fields.bad(field, format!("`{field}` names `{}`, which is not in `tools`.", cut(wanted, 64)));
+    if let Forced::Named(wanted) = &forced
+        && tools.iter().all(|(_, tool)| tool.name != *wanted)
+    {
+        let wanted = cut(wanted, 64);
+        return Err(fields.bad(field, format!("`{field}` names `{wanted}`, which is not in `tools`.")));
     }
-    fields.bad(
-        field,
-        format!(
-            "`{field}` forces a tool call, which needs a grammar that steers the answer; this server does not \
-             implement it yet. It is refused rather than ignored; use auto or none."
-        ),
-    )
+    Ok(Choice::Forced(forced))
 }
 
 #[cfg(test)]
@@ -171,13 +188,10 @@ mod tests {
     }
 
     #[test]
-    fn forced_calls_are_refused_by_name() {
-        check(json!({"tools": weather(), "tool_choice": "required"}), Err(("tool_choice", "not implement")));
+    fn a_forced_call_needs_its_tool() {
+        check(json!({"tools": weather(), "tool_choice": "required"}), Ok((1, true)));
         let named = |name: &str| json!({"type": "function", "function": {"name": name}});
-        check(
-            json!({"tools": weather(), "tool_choice": named("weather")}),
-            Err(("tool_choice", "not implement")),
-        );
+        check(json!({"tools": weather(), "tool_choice": named("weather")}), Ok((1, true)));
         check(
             json!({"tools": weather(), "tool_choice": named("fly")}),
             Err(("tool_choice", "not in `tools`")),

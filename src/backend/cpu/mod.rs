@@ -3,15 +3,19 @@
 //! Work is split among threads by rows of a weight, heads of a state, or heads of a query; every element has
 //! one writer and sums in one order, so results do not depend on the number of threads or on the batch.
 
-mod mixers;
+mod attention;
+mod conv;
+mod nice;
+mod norms;
 pub mod simd;
+mod ssm;
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::{
-    Backend, Heads, Precision, StatePlan, StepInputs,
+    Backend, BlockCopy, Heads, Hidden, Precision, StatePlan, StepInputs,
     host::{Buffer, Routes, State},
 };
 use crate::model::config::{Attention, Mamba, Moe};
@@ -29,7 +33,6 @@ pub struct Cpu {
     precision: Precision,
     isa: Isa,
     pool: Arc<rayon::ThreadPool>,
-    /// Per thread: 4 decoded rows, and the scores of one query.
     scratch: Vec<Scratch>,
     experts: ExpertWork,
 }
@@ -40,6 +43,10 @@ pub struct Cpu {
 struct Scratch {
     rows: Vec<f32>,
     scores: Vec<f32>,
+    /// One head's keys or values of one block, decoded.
+    page: Vec<f32>,
+    /// The state of one head, which drafts advance and nobody keeps.
+    state: Vec<f32>,
 }
 
 /// Who chose which expert, for one step: pairs (token, choice) sorted by expert.
@@ -71,11 +78,22 @@ impl Cpu {
         Self::with_isa(precision, threads, Isa::detect())
     }
 
+    /// As [`Cpu::new`] with threads that give way to others: they run `nice` steps below the priority of the
+    /// process. 0 asks for nothing; 19 is the most there is.
+    pub fn giving_way(precision: Precision, threads: usize, nice: i32) -> Result<Self, ThreadsError> {
+        Self::build(precision, threads, Isa::detect(), nice)
+    }
+
     /// As [`Cpu::new`] with a given instruction set, which must be among [`Isa::available`].
     pub fn with_isa(precision: Precision, threads: usize, isa: Isa) -> Result<Self, ThreadsError> {
+        Self::build(precision, threads, isa, 0)
+    }
+
+    fn build(precision: Precision, threads: usize, isa: Isa, nice: i32) -> Result<Self, ThreadsError> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("compute-{i}"))
+            .start_handler(move |_| nice::give_way(nice))
             .build()
             .map_err(|source| ThreadsError { threads, source })?;
         let scratch = (0..pool.current_num_threads()).map(|_| Scratch::default()).collect();
@@ -202,10 +220,14 @@ impl Backend for Cpu {
     }
 
     fn state(&mut self, plan: &StatePlan) -> State {
+        let head = plan.mamba.iter().map(|m| m.head_dim * m.state_size).max().unwrap_or(0);
+        let page = plan.attention.iter().map(|a| plan.block_len * a.head_dim).max().unwrap_or(0);
         for scratch in &mut self.scratch {
             scratch.scores.resize(scratch.scores.len().max(plan.blocks * plan.block_len), 0.0);
+            scratch.page.resize(page, 0.0);
+            scratch.state.resize(head, 0.0);
         }
-        State::new(plan)
+        State::new(plan, self.precision)
     }
 
     fn run<R: Send>(&mut self, step: impl FnOnce(&mut Self) -> R + Send) -> R {
@@ -234,7 +256,7 @@ impl Backend for Cpu {
             for t in from..to {
                 // SAFETY: pieces have disjoint tokens, which are rows of the output.
                 let out = unsafe { output.slice(t, column, width) };
-                mixers::rms_norm(isa, x.row(t), weight, eps, out);
+                norms::rms_norm(isa, x.row(t), weight, eps, out);
                 precision.round(out);
             }
         });
@@ -255,27 +277,25 @@ impl Backend for Cpu {
         state: &mut State,
         out: &mut Buffer,
     ) {
-        let (isa, precision, channels) = (self.isa, self.precision, shape.conv_channels());
-        let rows = projected.rows(inputs.tokens.len());
-        let tail = Output::new(&mut state.conv[layer], channels);
-        let output = Output::new(&mut out.data, out.width);
-        let work = inputs.tokens.len() * channels * shape.conv_kernel * 4;
+        let (channels, tokens) = (shape.conv_channels(), inputs.tokens.len());
+        let lanes = &mut state.lanes[layer];
+        let conv = conv::Conv {
+            isa: self.isa,
+            precision: self.precision,
+            shape,
+            projected: projected.rows(tokens),
+            weight,
+            bias,
+            tails: Output::new(&mut state.conv[layer], channels),
+            drafts: lanes.drafts,
+            lanes: Output::new(&mut lanes.raw, channels),
+            output: Output::new(&mut out.data, out.width),
+        };
+        let work = tokens * channels * shape.conv_kernel * 4;
         split(&mut self.scratch, channels, 256, work, |_, from, to| {
-            for sequence in &inputs.sequences {
+            for (index, sequence) in inputs.sequences.iter().enumerate() {
                 // SAFETY: pieces have disjoint channels from..to of every row they touch.
-                unsafe {
-                    mixers::conv(
-                        isa,
-                        shape,
-                        sequence,
-                        rows,
-                        (weight, bias),
-                        tail,
-                        output,
-                        (from, to),
-                        precision,
-                    )
-                };
+                unsafe { conv.run(sequence, inputs.saves_of(index), (from, to)) };
             }
         });
     }
@@ -291,24 +311,31 @@ impl Backend for Cpu {
         state: &mut State,
         out: &mut Buffer,
     ) {
-        let isa = self.isa;
         let tokens = inputs.tokens.len();
         let (projected, xbc) = (projected.rows(tokens), xbc.rows(tokens));
         let head_state = shape.head_dim * shape.state_size;
-        let states = Output::new(&mut state.ssm[layer], head_state);
-        let output = Output::new(&mut out.data, out.width);
-        let heads = ops::ssm::Heads { a_log: heads.a_log, d: heads.d, dt_bias: heads.dt_bias };
+        let scan = ssm::Scan {
+            isa: self.isa,
+            shape,
+            layer,
+            projected,
+            xbc,
+            heads: ops::ssm::Heads { a_log: heads.a_log, d: heads.d, dt_bias: heads.dt_bias },
+            lanes: &state.lanes[layer],
+            states: ssm::States::new(&mut state.ssm[layer], head_state),
+            output: Output::new(&mut out.data, out.width),
+        };
         let count = inputs.sequences.len() * shape.heads;
         let work = tokens * shape.heads * head_state * 2;
-        split(&mut self.scratch, count, 2, work, |_, from, to| {
+        split(&mut self.scratch, count, 2, work, |scratch, from, to| {
             for unit in from..to {
-                let (sequence, head) = (&inputs.sequences[unit / shape.heads], unit % shape.heads);
-                let row = sequence.slot as usize * shape.heads + head;
-                // SAFETY: one unit of work owns this head of this slot, and its columns of the output.
-                let state = unsafe { states.slice(row, 0, head_state) };
-                mixers::ssm(isa, shape, sequence, head, projected, xbc, heads, state, output);
+                let (index, head) = (unit / shape.heads, unit % shape.heads);
+                let (sequence, saves) = (&inputs.sequences[index], inputs.saves_of(index));
+                // SAFETY: one unit of work owns this head of the sequence's places, and its columns of the output.
+                unsafe { scan.run(sequence, saves, head, &mut scratch.state) };
             }
         });
+        state.lanes[layer].keep(shape, inputs, projected, xbc);
     }
 
     fn gated_norm(
@@ -329,10 +356,14 @@ impl Backend for Cpu {
                 // SAFETY: one unit of work owns one group of one token.
                 let y = unsafe { output.slice(t, columns, d / groups) };
                 let z = &projected.row(t)[columns..][..d / groups];
-                mixers::gated_norm(isa, z, &weight[columns..][..d / groups], eps, y);
+                norms::gated_norm(isa, z, &weight[columns..][..d / groups], eps, y);
                 precision.round(y);
             }
         });
+    }
+
+    fn copy_blocks(&mut self, copies: &[BlockCopy], state: &mut State) {
+        state.copy_blocks(copies);
     }
 
     fn attention(
@@ -349,9 +380,9 @@ impl Backend for Cpu {
         let (isa, precision) = (self.isa, self.precision);
         let pages = ops::attention::Pages::new(shape, state.block_len);
         let (keys, values) = (&mut state.keys[layer], &mut state.values[layer]);
-        mixers::append(inputs, pages, k, keys, precision);
-        mixers::append(inputs, pages, v, values, precision);
-        let (keys, values): (&[f32], &[f32]) = (keys, values);
+        attention::append(inputs, pages, k, keys);
+        attention::append(inputs, pages, v, values);
+        let (keys, values): (&_, &_) = (keys, values);
         let output = Output::new(&mut out.data, out.width);
         let work = ops::attention::cost(shape, inputs, 4).flops as usize / 2;
         let count = inputs.tokens.len() * shape.heads;
@@ -360,14 +391,15 @@ impl Backend for Cpu {
                 let (token, head) = (unit / shape.heads, unit % shape.heads);
                 let owner = inputs.sequences.partition_point(|s| s.first as usize <= token) - 1;
                 let sequence = &inputs.sequences[owner];
-                let blocks = &inputs.blocks[sequence.first_block as usize..][..sequence.block_count as usize];
                 let query = &q.row(token)[head * shape.head_dim..][..shape.head_dim];
                 // SAFETY: one unit of work owns one head of one token.
                 let out = unsafe { output.slice(token, head * shape.head_dim, shape.head_dim) };
-                let visible = sequence.past as usize + token - sequence.first as usize + 1;
+                let own = (sequence.past + token as u32 - sequence.first) as usize;
+                let from = sequence.visible_from as usize;
+                let view = attention::View { pages, blocks: inputs.blocks_of(sequence), from };
                 let kv_head = head / (shape.heads / shape.kv_heads);
-                let scores = &mut scratch.scores[..visible];
-                mixers::attend(isa, pages, blocks, kv_head, query, keys, values, scores, out);
+                let (scores, page) = (&mut scratch.scores[..own + 1 - from], &mut scratch.page[..]);
+                attention::attend(isa, view, kv_head, query, keys, values, page, scores, out);
                 precision.round(out);
             }
         });
@@ -383,18 +415,16 @@ impl Backend for Cpu {
         routes: &mut Routes,
     ) {
         let (isa, chosen, experts) = (self.isa, shape.experts_per_token, shape.experts);
-        let ids = IdsOutput(routes.ids.as_mut_ptr());
+        let ids = Output::new(&mut routes.ids, chosen);
         let weights = Output::new(&mut routes.weights, chosen);
         split(&mut self.scratch, tokens, 4, tokens * gate.rows * gate.cols, |scratch, from, to| {
-            let Scratch { rows, scores } = scratch;
+            let Scratch { rows, scores, .. } = scratch;
             let (logits, selection) = scores.split_at_mut(experts);
             for t in from..to {
                 let one = Tokens::all(u.row(t), 1);
                 simd::rows(isa, gate, 0, experts, one, rows, &mut |r: usize, _: usize, y: f32| logits[r] = y);
                 // SAFETY: pieces have disjoint tokens, which are rows of ids and weights.
-                let (ids, weights) = unsafe {
-                    (std::slice::from_raw_parts_mut(ids.at(t * chosen), chosen), weights.slice(t, 0, chosen))
-                };
+                let (ids, weights) = unsafe { (ids.slice(t, 0, chosen), weights.slice(t, 0, chosen)) };
                 ops::route::choose(shape, bias, logits, &mut selection[..experts], ids, weights);
             }
         });
@@ -483,8 +513,20 @@ impl Backend for Cpu {
         }
     }
 
+    fn keep_hidden(&mut self, inputs: &StepInputs, x: &Buffer, state: &mut State) {
+        state.keep_hidden(inputs, x);
+    }
+
+    fn hidden(&mut self, hidden: &[Hidden], x: &Buffer, drafted: &Buffer, state: &State, out: &mut Buffer) {
+        state.hidden(hidden, x, drafted, out);
+    }
+
     fn logits(&mut self, rows: usize, weight: &Linear, x: &Buffer, out: &mut Buffer) {
         self.product(Tokens::all(x.rows(rows), rows), weight, out, Epilogue::Store, false);
+    }
+
+    fn largest(&mut self, rows: usize, x: &Buffer, indices: &mut Vec<u32>) {
+        x.largest(rows, indices);
     }
 
     fn read<'a>(&'a mut self, rows: usize, buffer: &'a Buffer) -> &'a [f32] {
@@ -516,20 +558,4 @@ fn sort_by_expert(ids: &[u32], experts: usize, starts: &mut [u32], pairs: &mut [
     // Now starts[e + 1] is where expert e begins: shift the array down by one.
     starts.copy_within(1.., 0);
     starts[experts] = ids.len() as u32;
-}
-
-/// A pointer that threads may share to write disjoint elements.
-#[derive(Clone, Copy)]
-struct IdsOutput(*mut u32);
-
-// SAFETY: callers write disjoint elements only.
-unsafe impl Send for IdsOutput {}
-// SAFETY: as for Send.
-unsafe impl Sync for IdsOutput {}
-
-impl IdsOutput {
-    fn at(self, index: usize) -> *mut u32 {
-        // Wrapping: the caller's slice bounds are what makes the result valid.
-        self.0.wrapping_add(index)
-    }
 }

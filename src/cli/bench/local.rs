@@ -8,7 +8,7 @@ use clap::Parser;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::api::App;
+use crate::api::{App, Health};
 use crate::cli::serve;
 
 /// A server that is ready. It ends with the runtime it runs on, or by [`Local::stop`].
@@ -44,9 +44,10 @@ impl Local {
         args.api_key.clear();
         let listener = serve::listen(&args).await?;
         let base = format!("http://{}", listener.local_addr()?);
-        let app = App::new(serve::options(&args)?);
+        let models = args.models().map_err(anyhow::Error::msg)?;
+        let app = App::new(serve::options(&args, &models)?);
         let stop = watch::Sender::new(false);
-        let task = tokio::spawn(serve::serve_on(listener, args, app.clone(), None, stop.clone()));
+        let task = tokio::spawn(serve::serve_on(listener, args, models, app.clone(), None, stop.clone()));
         let mut local = Self { base, app, stop, task };
         local.ready().await?;
         Ok(local)
@@ -54,7 +55,7 @@ impl Local {
 
     async fn ready(&mut self) -> anyhow::Result<()> {
         const PAUSE: Duration = Duration::from_millis(5);
-        while self.app.ready().is_err() {
+        while self.app.health() != Health::Ready {
             if self.task.is_finished() {
                 (&mut self.task).await.context("the server's task failed")??;
                 bail!("the server ended before it was ready");

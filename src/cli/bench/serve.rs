@@ -325,7 +325,7 @@ fn bodies(args: &Args, plan: &Plan, server: &Server) -> anyhow::Result<Vec<Value
     let mut chance = Chance::new(args.seed.wrapping_add(1));
     let bodies = match plan.dataset {
         DatasetName::Random => {
-            let resident = server.local.as_ref().and_then(|local| local.app.resident());
+            let resident = server.local.as_ref().and_then(|local| local.app.resident(0));
             let vocab = args.random_vocab.or(resident.map(|resident| resident.model.vocab_size));
             let lengths = RandomLengths {
                 prefix: args.random_prefix_len,

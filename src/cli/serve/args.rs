@@ -1,6 +1,10 @@
 //! The flags of `serve`, by vLLM's names where they mean the same.
 
+use crate::api;
+use crate::backend::{KvType, SsmType};
 use crate::cli::resident::{Compute, count};
+use crate::engine::{ACCEPTED_POSITIONS, Speculation};
+use clap::ValueEnum;
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
@@ -17,15 +21,20 @@ const TOOL_PARSERS: [&str; 3] = ["qwen3_coder", "qwen3_xml", "nemotron_v3"];
 const REASONING_PARSERS: [&str; 5] = ["nemotron_v3", "super_v3", "nano_v3", "deepseek_r1", "qwen3"];
 const QUANTIZATIONS: [&str; 6] = ["auto", "modelopt", "modelopt_fp4", "nvfp4", "fp8", "compressed-tensors"];
 
+/// Drafts per step without a word from the user: what stands further back is rarely accepted.
+const DEPTH_DEFAULT: u32 = 4;
+/// Drafts per step that are counted, one by one.
+const DEPTH_MAX: u32 = ACCEPTED_POSITIONS as u32;
+
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Preset, folder or hub id [default: tiny]
     #[arg(value_name = "MODEL")]
     pub model: Option<String>,
-    /// The same as MODEL
-    #[arg(long = "model", value_name = "MODEL", conflicts_with = "model")]
-    pub model_flag: Option<String>,
+    /// The same as MODEL; repeated, the first model stands in front and the others behind it. NAME=MODEL gives a name
+    #[arg(long = "model", value_name = "[NAME=]MODEL")]
+    pub models: Vec<String>,
     #[command(flatten)]
     pub compute: Compute,
     /// Address or name to listen on [default: 127.0.0.1; with an API key 0.0.0.0]
@@ -47,9 +56,43 @@ pub struct Args {
     /// Tokens of one step: what a long prompt may take before the others have their turn
     #[arg(long, value_name = "N", default_value = "256", value_parser = batched)]
     pub max_num_batched_tokens: usize,
-    /// Requests that may wait; more are answered with 503
+    /// Keep what prompts begin with, so that the next one does not compute it again (the default)
+    #[arg(long, overrides_with = "no_enable_prefix_caching")]
+    pub enable_prefix_caching: bool,
+    /// Compute every prompt anew
+    #[arg(long)]
+    pub no_enable_prefix_caching: bool,
+    /// States that the prefix cache may hold [default: 16 or twice --max-num-seqs, fewer where memory is short]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub prefix_cache_checkpoints: Option<u32>,
+    /// Tokens whose keys and values there is room for [default: --max-num-seqs times --max-model-len, fewer where memory is short]
+    #[arg(long, value_name = "N", value_parser = size)]
+    pub kv_cache_tokens: Option<usize>,
+    /// The same in blocks of 16 tokens
+    #[arg(long, value_name = "N", value_parser = size, conflicts_with = "kv_cache_tokens")]
+    pub num_gpu_blocks_override: Option<usize>,
+    /// How keys and values are kept; `auto` is as wide as --dtype
+    #[arg(long, value_enum, default_value_t = KvName::Auto)]
+    pub kv_cache_dtype: KvName,
+    /// How Mamba states are kept between steps
+    #[arg(long, value_enum, default_value_t = SsmName::Float32)]
+    pub mamba_ssm_cache_dtype: SsmName,
+    /// Who may draft ahead and how far, such as '{"method": "mtp", "num_speculative_tokens": 3}'; methods are mtp, ngram,
+    /// auto and none [default: auto, up to 4]
+    #[arg(long, value_name = "JSON", value_parser = speculative)]
+    pub speculative_config: Option<Speculation>,
+    /// Drafts per step at most; 0: none
+    #[arg(long, alias = "num-speculative-tokens", value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(DEPTH_MAX)))]
+    pub spec_depth: Option<u32>,
+    /// Start although the plan needs more memory than is free
+    #[arg(long)]
+    pub allow_overcommit: bool,
+    /// Requests that may wait; more are answered with 429
     #[arg(long, value_name = "N", default_value = "1024", value_parser = count::<1_000_000>)]
     pub max_num_queued_reqs: usize,
+    /// Seconds after which a request that brings no `timeout` of its own is answered with 504; 0 never [default: never]
+    #[arg(long, value_name = "SEC", value_parser = seconds)]
+    pub request_timeout: Option<std::time::Duration>,
     /// Makes the seeds of requests without one repeat from start to start
     #[arg(long)]
     pub seed: Option<u64>,
@@ -148,8 +191,128 @@ pub struct Args {
 }
 
 impl Args {
-    pub fn model(&self) -> &str {
-        self.model.as_deref().or(self.model_flag.as_deref()).unwrap_or("tiny")
+    /// Every model to serve with its names, the front one first. Errors: two models of one name, or names that could
+    /// belong to several.
+    pub fn models(&self) -> Result<Vec<Served>, String> {
+        let positional = self.model.iter().map(|model| Served::new(None, model));
+        let mut models: Vec<Served> = positional.chain(self.models.iter().map(|m| Served::read(m))).collect();
+        if models.is_empty() {
+            models.push(Served::new(None, "tiny"));
+        }
+        match (self.served_model_name.as_slice(), models.as_mut_slice()) {
+            ([], _) => {}
+            (names, [only]) => only.names = names.to_vec(),
+            (_, _) => {
+                return Err(
+                    "--served-model-name: expected one model; name several with --model NAME=MODEL".into()
+                );
+            }
+        }
+        let mut seen = std::collections::HashSet::new();
+        match models.iter().flat_map(|model| &model.names).find(|name| !seen.insert(name.as_str())) {
+            Some(name) => {
+                Err(format!("--model: two models are named `{name}`; tell them apart with NAME=MODEL"))
+            }
+            None => Ok(models),
+        }
+    }
+
+    /// The most that any request may be given.
+    pub fn speculation(&self) -> Speculation {
+        let asked = self.speculative_config.unwrap_or_default();
+        let depth = match (self.spec_depth, asked.depth_max) {
+            (Some(depth), _) => depth,
+            (None, u32::MAX) => DEPTH_DEFAULT,
+            (None, depth) => depth,
+        };
+        if depth == 0 { Speculation::OFF } else { Speculation { depth_max: depth, ..asked } }
+    }
+
+    /// States for the prefix cache: none, so many, or as many as seem good.
+    pub fn checkpoints(&self) -> Option<usize> {
+        if self.no_enable_prefix_caching {
+            Some(0)
+        } else {
+            self.prefix_cache_checkpoints.map(|n| n as usize)
+        }
+    }
+}
+
+/// A model to serve.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Served {
+    /// Preset, folder or hub id.
+    pub model: String,
+    /// What requests may call it; the first is canonical. Never empty.
+    pub names: Vec<String>,
+}
+
+impl Served {
+    fn new(name: Option<&str>, model: &str) -> Self {
+        Self { model: model.to_owned(), names: vec![name.unwrap_or(model).to_owned()] }
+    }
+
+    /// `NAME=MODEL`, or a model alone: a folder's own name may hold a `=`.
+    fn read(text: &str) -> Self {
+        match text.split_once('=') {
+            Some((name, model)) if !name.is_empty() && !std::path::Path::new(text).exists() => {
+                Self::new(Some(name), model)
+            }
+            _ => Self::new(None, text),
+        }
+    }
+}
+
+/// `--kv-cache-dtype`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvName {
+    Auto,
+    #[value(alias = "float32")]
+    F32,
+    #[value(alias = "bfloat16")]
+    Bf16,
+    #[value(alias = "fp8_e4m3")]
+    Fp8,
+}
+
+impl KvName {
+    pub fn kind(self) -> KvType {
+        match self {
+            Self::Auto => KvType::Auto,
+            Self::F32 => KvType::F32,
+            Self::Bf16 => KvType::Bf16,
+            Self::Fp8 => KvType::Fp8,
+        }
+    }
+}
+
+/// `--mamba-ssm-cache-dtype`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SsmName {
+    #[value(alias = "auto", alias = "f32")]
+    Float32,
+    #[value(alias = "f16")]
+    Float16,
+}
+
+impl SsmName {
+    pub fn kind(self) -> SsmType {
+        match self {
+            Self::Float32 => SsmType::F32,
+            Self::Float16 => SsmType::F16,
+        }
+    }
+}
+
+fn speculative(text: &str) -> Result<Speculation, String> {
+    // A word alone is no JSON, and what it means is clear.
+    let value = serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
+    let read = api::speculation(&value, "speculative-config").map_err(|error| error.to_string())?;
+    match read.depth_max {
+        depth if depth > DEPTH_MAX && depth != u32::MAX => {
+            Err(format!("num_speculative_tokens: expected at most {DEPTH_MAX}, got {depth}"))
+        }
+        _ => Ok(read),
     }
 }
 
@@ -225,5 +388,64 @@ mod tests {
         check("", None);
         check("99999999999999999999k", None);
         check("18446744073709551615K", None);
+    }
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(line: &[&str]) -> Args {
+        let line = ["serve"].iter().chain(line);
+        <Line as clap::Parser>::try_parse_from(line).map(|line| line.args).expect("valid flags")
+    }
+
+    fn models(line: &[&str]) -> Result<Vec<(String, String)>, String> {
+        let models = args(line).models()?;
+        Ok(models.into_iter().map(|served| (served.names.join("+"), served.model)).collect())
+    }
+
+    #[test]
+    fn the_first_model_is_in_front() {
+        let check = |line: &[&str], expected: &[(&str, &str)]| {
+            let expected =
+                expected.iter().map(|(names, model)| ((*names).to_owned(), (*model).to_owned())).collect();
+            assert_eq!(models(line), Ok(expected), "{line:?}");
+        };
+        check(&[], &[("tiny", "tiny")]);
+        check(&["--model", "x"], &[("x", "x")]);
+        check(&["x", "--model", "y"], &[("x", "x"), ("y", "y")]);
+        check(&["--model", "voice=a/b", "--model", "c"], &[("voice", "a/b"), ("c", "c")]);
+        check(&["x", "--served-model-name", "a", "b"], &[("a+b", "x")]);
+        assert!(models(&["x", "--model", "x"]).is_err_and(|error| error.contains("two models")));
+        assert!(models(&["x", "--model", "y", "--served-model-name", "a"]).is_err());
+    }
+
+    #[test]
+    fn drafts_are_up_to_four_unless_said() {
+        let check = |line: &[&str], expected: (u32, bool, bool)| {
+            let got = args(line).speculation();
+            assert_eq!((got.depth_max, got.mtp, got.ngram), expected, "{line:?}");
+        };
+        check(&[], (4, true, true));
+        check(&["--spec-depth", "0"], (0, false, false));
+        check(&["--spec-depth", "2"], (2, true, true));
+        check(&["--speculative-config", "ngram"], (4, false, true));
+        check(&["--speculative-config", r#"{"method":"mtp","num_speculative_tokens":1}"#], (1, true, false));
+        check(&["--speculative-config", r#"{"method":"none"}"#], (0, false, false));
+        check(&["--speculative-config", "mtp", "--spec-depth", "8"], (8, true, false));
+        assert!(
+            speculative(r#"{"num_speculative_tokens":9}"#).is_err_and(|error| error.contains("at most 8"))
+        );
+        assert!(speculative("eagle").is_err());
+    }
+
+    #[test]
+    fn the_prefix_cache_is_on_unless_said() {
+        assert_eq!(args(&[]).checkpoints(), None);
+        assert_eq!(args(&["--enable-prefix-caching"]).checkpoints(), None);
+        assert_eq!(args(&["--no-enable-prefix-caching"]).checkpoints(), Some(0));
+        assert_eq!(args(&["--prefix-cache-checkpoints", "7"]).checkpoints(), Some(7));
     }
 }

@@ -12,7 +12,7 @@ enum Takes {
 }
 
 /// Flags that start scripts of vLLM pass and that have nothing to change here, by their canonical spelling.
-const IGNORED: [(&str, Takes); 47] = [
+const IGNORED: [(&str, Takes); 45] = [
     ("--disable-log-requests", Takes::Nothing),
     ("--swap-space", Takes::Value),
     ("--compilation-config", Takes::Value),
@@ -45,7 +45,6 @@ const IGNORED: [(&str, Takes); 47] = [
     ("--enforce-eager", Takes::Nothing),
     ("--enable-auto-tool-choice", Takes::Nothing),
     ("--gpu-memory-utilization", Takes::Value),
-    ("--kv-cache-dtype", Takes::Value),
     ("--enable-chunked-prefill", Takes::Nothing),
     ("--block-size", Takes::Value),
     ("--enable-prompt-tokens-details", Takes::Nothing),
@@ -56,18 +55,18 @@ const IGNORED: [(&str, Takes); 47] = [
     ("--moe-backend", Takes::Value),
     ("--attention-backend", Takes::Value),
     ("--mamba-cache-dtype", Takes::Value),
-    ("--mamba-ssm-cache-dtype", Takes::Value),
     ("--load-format", Takes::Value),
     ("--jinja", Takes::Nothing),
     ("--metrics", Takes::Nothing),
 ];
 
 /// Short spellings of more than one letter, which clap does not know.
-const SHORT: [(&str, &str); 4] = [
+const SHORT: [(&str, &str); 5] = [
     ("-tp", "--tensor-parallel-size"),
     ("-pp", "--pipeline-parallel-size"),
     ("-np", "--max-num-seqs"),
     ("-cc", "--compilation-config"),
+    ("-sc", "--speculative-config"),
 ];
 
 /// The command line of `serve` as clap shall read it: underscores in names are dashes, ignored flags become

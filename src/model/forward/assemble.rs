@@ -34,7 +34,7 @@ impl<B: Backend> Model<B> {
             layers.push(builder.block(&mut backend, &i.to_string(), layer, fields)?);
         }
         let mtp = match (&config.mtp, fields.mtp) {
-            (Some(kinds), Some(fields)) => Some(builder.mtp(&mut backend, kinds, fields, v)?),
+            (Some(kinds), Some(fields)) => Some(builder.mtp(&mut backend, kinds, fields)?),
             _ => None,
         };
         let body = Body {
@@ -44,8 +44,9 @@ impl<B: Backend> Model<B> {
             layers,
         };
         let state = backend.state(&builder.plan);
+        let x = backend.buffer(limits.step_tokens, h);
         let work = builder.finish(&mut backend, v);
-        Ok(Model { backend, config, limits, body, mtp, work, state })
+        Ok(Model { backend, config, limits, body, mtp, x, work, state })
     }
 }
 
@@ -240,7 +241,6 @@ impl<B: Backend> Builder<B> {
         backend: &mut B,
         kinds: &[Layer],
         fields: MtpFields<Linear>,
-        vocab: usize,
     ) -> Result<Mtp<B>, ModelError> {
         let (h, limits) = (self.hidden, self.limits);
         let at = |source| ModelError::Layer { layer: "mtp".to_owned(), source };
@@ -253,8 +253,13 @@ impl<B: Backend> Builder<B> {
         agree("mtp.layers", "count", kinds.len(), fields.layers.len()).map_err(at)?;
         let mut layers = Vec::with_capacity(kinds.len());
         for (i, (kind, fields)) in kinds.iter().zip(fields.layers).enumerate() {
-            layers.push(self.block(backend, &format!("mtp.{i}"), kind, fields)?);
+            let name = format!("mtp.{i}");
+            if matches!(kind, Layer::Mamba(_)) {
+                return Err(ModelError::DrafterState { layer: name });
+            }
+            layers.push(self.block(backend, &name, kind, fields)?);
         }
+        self.plan.hidden = h;
         Ok(Mtp {
             enorm: backend.vector_from(fields.enorm),
             hnorm: backend.vector_from(fields.hnorm),
@@ -263,9 +268,9 @@ impl<B: Backend> Builder<B> {
             final_norm: backend.vector_from(fields.final_norm),
             work: MtpWorkspace {
                 hidden: backend.buffer(limits.step_tokens, h),
-                embedded: backend.buffer(limits.step_tokens, h),
+                x: backend.buffer(limits.step_tokens, h),
                 joined: backend.buffer(limits.step_tokens, 2 * h),
-                draft_logits: backend.buffer(limits.logit_rows, vocab),
+                drafted: backend.buffer(limits.logit_rows, h),
             },
         })
     }
@@ -286,7 +291,6 @@ impl<B: Backend> Builder<B> {
             combined: all(&widths.latent),
             inner: all(&widths.inner),
             routes: widths.chosen.iter().map(|&k| backend.routes(tokens, k)).collect(),
-            x: backend.buffer(tokens, h),
             u: backend.buffer(tokens, h),
             picked: backend.buffer(rows, h),
             final_rows: backend.buffer(rows, h),

@@ -24,14 +24,14 @@ fn sampler(params: SamplingParams) -> Sampler {
     Sampler::new(params, Vec::new(), 0, &[], 8, 1 << 17)
 }
 
-fn sample(sampler: &Sampler, logits: &[f32], position: u64) -> Result<u32, Failure> {
+fn sample(sampler: &mut Sampler, logits: &[f32], position: u64) -> Result<u32, Failure> {
     sampler.sample(&mut Workspace::new(logits.len()), logits, position)
 }
 
 /// The ids that 400 draws give, ascending.
 fn support(params: SamplingParams, logits: &[f32]) -> Vec<u32> {
-    let sampler = sampler(params);
-    let mut ids: Vec<_> = (0..400).map(|position| sample(&sampler, logits, position).unwrap()).collect();
+    let mut sampler = sampler(params);
+    let mut ids: Vec<_> = (0..400).map(|position| sample(&mut sampler, logits, position).unwrap()).collect();
     ids.sort_unstable();
     ids.dedup();
     ids
@@ -42,7 +42,7 @@ fn check_distribution(params: SamplingParams, logits: &[f32], kept: &[u32], chi_
     const DRAWS: usize = 20_000;
     let weight = |id: u32| (f64::from(logits[id as usize]) / f64::from(params.temperature)).exp();
     let total: f64 = kept.iter().map(|&id| weight(id)).sum();
-    let sampler = sampler(params.clone());
+    let mut sampler = sampler(params.clone());
     let mut workspace = Workspace::new(logits.len());
     let mut counts = vec![0usize; logits.len()];
     for position in 0..DRAWS {
@@ -93,20 +93,20 @@ fn top_p_keeps_the_shape_of_the_nucleus() {
 
 #[test]
 fn greedy_takes_the_lowest_of_equals() {
-    let sampler = sampler(greedy());
-    assert_eq!(sample(&sampler, &[1.0, 3.0, 3.0, 2.0], 0), Ok(1));
+    let mut sampler = sampler(greedy());
+    assert_eq!(sample(&mut sampler, &[1.0, 3.0, 3.0, 2.0], 0), Ok(1));
 }
 
 #[test]
 fn the_draw_depends_on_seed_and_position_alone() {
-    let first = sampler(params());
-    let ids: Vec<_> = (0..64).map(|position| sample(&first, &LOGITS, position)).collect();
+    let mut first = sampler(params());
+    let ids: Vec<_> = (0..64).map(|position| sample(&mut first, &LOGITS, position)).collect();
     let mut second = sampler(params());
     second.accept(3);
-    let backwards: Vec<_> = (0..64).rev().map(|position| sample(&second, &LOGITS, position)).collect();
+    let backwards: Vec<_> = (0..64).rev().map(|position| sample(&mut second, &LOGITS, position)).collect();
     assert!(ids.iter().eq(backwards.iter().rev()));
-    let other = sampler(SamplingParams { seed: 8, ..params() });
-    assert_ne!(ids, (0..64).map(|position| sample(&other, &LOGITS, position)).collect::<Vec<_>>());
+    let mut other = sampler(SamplingParams { seed: 8, ..params() });
+    assert_ne!(ids, (0..64).map(|position| sample(&mut other, &LOGITS, position)).collect::<Vec<_>>());
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn penalties_look_at_prompt_and_output() {
     let draw = |params, outputs: &[u32], logits: &[f32]| {
         let mut sampler = Sampler::new(params, Vec::new(), 0, &[0], 8, logits.len());
         outputs.iter().for_each(|&id| sampler.accept(id));
-        sample(&sampler, logits, 0).unwrap()
+        sample(&mut sampler, logits, 0).unwrap()
     };
     let repetition = SamplingParams { repetition_penalty: 2.0, ..greedy() };
     assert_eq!(draw(repetition.clone(), &[], &[1.9, 1.0, 0.0]), 1, "a positive logit is divided");
@@ -162,9 +162,9 @@ fn penalties_look_at_prompt_and_output() {
 #[test]
 fn bias_moves_and_masks_stay() {
     let biased = SamplingParams { logit_bias: vec![(0, -5.0), (2, 100.0)], ..greedy() };
-    assert_eq!(sample(&sampler(biased.clone()), &[3.0, 2.0, 0.0], 0), Ok(2));
+    assert_eq!(sample(&mut sampler(biased.clone()), &[3.0, 2.0, 0.0], 0), Ok(2));
     let masked = SamplingParams { allowed_ids: Some(vec![0, 1]), ..biased };
-    assert_eq!(sample(&sampler(masked), &[3.0, 2.0, 0.0], 0), Ok(1));
+    assert_eq!(sample(&mut sampler(masked), &[3.0, 2.0, 0.0], 0), Ok(1));
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn stop_ids_wait_for_min_tokens() {
     let biased = SamplingParams { logit_bias: vec![(0, 100.0)], ..greedy() };
     let mut sampler = Sampler::new(biased, vec![0], 2, &[], 8, 2);
     for expected in [1, 1, 0] {
-        let id = sample(&sampler, &[1.0, 0.0], 0).unwrap();
+        let id = sample(&mut sampler, &[1.0, 0.0], 0).unwrap();
         assert_eq!(id, expected);
         sampler.accept(id);
     }
@@ -183,8 +183,8 @@ fn stop_ids_wait_for_min_tokens() {
 fn rules_that_exclude_each_other_are_a_value() {
     for params in [greedy(), params()] {
         let only_stop = SamplingParams { allowed_ids: Some(vec![0]), ..params };
-        let sampler = Sampler::new(only_stop, vec![0], 1, &[], 8, 2);
-        assert_eq!(sample(&sampler, &[1.0, 0.0], 0), Err(Failure::NothingAllowed));
+        let mut sampler = Sampler::new(only_stop, vec![0], 1, &[], 8, 2);
+        assert_eq!(sample(&mut sampler, &[1.0, 0.0], 0), Err(Failure::NothingAllowed));
     }
 }
 
@@ -193,7 +193,7 @@ fn logits_that_are_not_finite_are_a_value() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let logits = [0.0, bad, 1.0];
         for params in [greedy(), params()] {
-            assert_eq!(sample(&sampler(params), &logits, 0), Err(Failure::NotFinite));
+            assert_eq!(sample(&mut sampler(params), &logits, 0), Err(Failure::NotFinite));
         }
         assert_eq!(logprobs(&mut Workspace::new(3), &logits, 0, 1), Err(Failure::NotFinite));
     }

@@ -12,8 +12,8 @@ use crate::ops::linear::Epilogue;
 use crate::weights::codec::{e2m1_to_f32, e4m3_to_f32};
 use crate::weights::{Format, Linear};
 
-/// Every E4M3 code as f32: block scales are looked up.
-static E4M3: [f32; 256] = {
+/// Every E4M3 code as f32: block scales and cached numbers are looked up.
+pub static E4M3: [f32; 256] = {
     let mut table = [0.0; 256];
     let mut code = 0;
     while code < 256 {
@@ -165,6 +165,23 @@ pub fn reduce(mut lanes: [f32; 16]) -> f32 {
         width /= 2;
     }
     lanes[0]
+}
+
+/// a · b in 16 running sums.
+#[inline(always)]
+pub fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let (mut left, mut right) = (a.chunks_exact(16), b.chunks_exact(16));
+    for (a, b) in left.by_ref().zip(right.by_ref()) {
+        for l in 0..16 {
+            lanes[l] = fma::<FMA>(a[l], b[l], lanes[l]);
+        }
+    }
+    let mut sum = reduce(lanes);
+    for (&a, &b) in left.remainder().iter().zip(right.remainder()) {
+        sum = fma::<FMA>(a, b, sum);
+    }
+    sum
 }
 
 /// Rows of tokens that share one product: token i's operand is row `index(i)` of `x`, its result row
@@ -328,43 +345,46 @@ fn decode(isa: Isa, weight: &Linear, row: usize, out: &mut [f32]) {
     portable::decode(isa, Rows::of(weight), row, out);
 }
 
-/// Applies an epilogue from several threads at once, each writing its own columns of the same rows.
+/// Rows that several threads write at once, each its own columns.
 #[derive(Clone, Copy)]
-pub struct Output {
-    data: *mut f32,
+pub struct Output<T = f32> {
+    data: *mut T,
     len: usize,
     width: usize,
 }
 
-// SAFETY: `add` writes through `data`, and callers split rows among threads so that no element has two writers.
-unsafe impl Send for Output {}
+// SAFETY: callers split rows and columns among threads so that no element has two writers.
+unsafe impl<T: Send> Send for Output<T> {}
 // SAFETY: as for Send.
-unsafe impl Sync for Output {}
+unsafe impl<T: Send> Sync for Output<T> {}
 
-impl Output {
+impl<T> Output<T> {
     /// `data` [rows, width]
-    pub fn new(data: &mut [f32], width: usize) -> Self {
+    pub fn new(data: &mut [T], width: usize) -> Self {
         Output { data: data.as_mut_ptr(), len: data.len(), width }
     }
 
     /// # Safety
-    /// No other thread may touch element `(row, column)` meanwhile, and the slice must still be borrowed.
+    /// No other thread may touch these elements from `(row, column)` on meanwhile, and what `new` was given must still
+    /// be borrowed.
+    #[inline(always)]
+    pub unsafe fn slice<'a>(self, row: usize, column: usize, len: usize) -> &'a mut [T] {
+        let at = row * self.width + column;
+        assert!(at + len <= self.len);
+        // SAFETY: in bounds by the assertion, unshared by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
+    }
+}
+
+impl Output {
+    /// # Safety
+    /// As for [`Output::slice`], for element `(row, column)`.
     #[inline(always)]
     pub unsafe fn apply(self, row: usize, column: usize, y: f32, epilogue: Epilogue) {
         let at = row * self.width + column;
         debug_assert!(column < self.width && at < self.len);
         // SAFETY: in bounds by the assertion's condition, unshared by the caller's promise.
         unsafe { epilogue.apply(y, &mut *self.data.add(at)) }
-    }
-
-    /// # Safety
-    /// As for [`Output::apply`], for `len` elements from `(row, column)`.
-    #[inline(always)]
-    pub unsafe fn slice<'a>(self, row: usize, column: usize, len: usize) -> &'a mut [f32] {
-        let at = row * self.width + column;
-        assert!(at + len <= self.len);
-        // SAFETY: in bounds by the assertion, unshared by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
     }
 }
 
