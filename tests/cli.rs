@@ -195,6 +195,39 @@ fn bench_serve_says_who_does_not_answer() {
     bad(&["bench", "serve", "--", "--no-such-flag"], &["--no-such-flag"]);
 }
 
+#[test]
+fn bench_host_spec_and_agents_report_what_they_are_asked() {
+    let few = ["--concurrency", "1,2", "--repeats", "1", "--json"];
+    let host = good_json(&[&["bench", "host", "--tokens", "20"], &few[..]].concat());
+    let rows = host["host"].as_array().expect("rows");
+    assert_eq!(rows.len(), 4);
+    assert!(rows.iter().all(|row| row["us_per_step"].as_f64().is_some_and(|time| time > 0.0)), "{host}");
+
+    let spec = good_json(&[&["bench", "spec", "--prompts", "2", "--max-tokens", "6"], &few[..]].concat());
+    assert_eq!(spec["verify"].as_array().map(Vec::len), Some(8), "{spec}");
+    let gains = spec["speedup"].as_array().expect("rows");
+    assert_eq!(gains.len(), 2);
+    for name in ["off_tok_per_s", "on_tok_per_s", "speedup", "decode_speedup", "on_tokens_per_step"] {
+        assert!(
+            gains.iter().all(|row| row[name].as_f64().is_some_and(|value| value > 0.0)),
+            "{name} in {spec}"
+        );
+    }
+    for row in spec["acceptance"].as_array().expect("rows") {
+        assert!(row["right"].as_u64() <= row["asked"].as_u64(), "{row}");
+    }
+
+    let short =
+        ["bench", "agents", "--agents", "2", "--turns", "1", "--system-tokens", "60", "--max-tokens", "8"];
+    let agents = good_json(&[&short[..], &["--json"]].concat());
+    let all = &agents["all"];
+    let count = |name: &str| all[name].as_u64().unwrap_or_else(|| panic!("no {name} in {agents}"));
+    assert!(count("requests") >= 2 && agents["system_tokens"].as_u64() >= Some(60), "{agents}");
+    // The second agent's prompt begins with the first one's system prompt.
+    assert!(count("reusable_tokens") >= 60 && count("reusable_tokens") < count("prompt_tokens"), "{agents}");
+    assert!(count("cached_tokens") <= count("reusable_tokens"), "{agents}");
+}
+
 /// Every number of a report is one that was measured.
 fn check_positive(report: &Value) {
     for name in ["bandwidth_gb_per_s", "weights_bytes"] {

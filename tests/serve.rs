@@ -309,6 +309,7 @@ fn a_flag_that_cannot_be_is_refused_before_anything_is_set_aside() {
     };
     check("--max-num-batched-tokens", "18446744073709551615", "at most 1048576");
     check("--max-num-seqs", "1025", "1..=1024");
+    check("--trace-file", "/nowhere/trace.json", "/nowhere/trace.json cannot be written");
     check("--max-num-queued-reqs", "0", "from 1 to 1000000");
     check("--max-model-len", "8193", "at most the model's 8192 tokens, got 8193");
     check("--kv-cache-tokens", "1000000000k", "--allow-overcommit");
@@ -317,6 +318,19 @@ fn a_flag_that_cannot_be_is_refused_before_anything_is_set_aside() {
     check("--host", "256.0.0.1", "256.0.0.1");
     check("--chat-template", "/nowhere/template", "/nowhere/template");
     check("--override-generation-config", r#"{"top_p": 2}"#, "top_p: expected above 0 and at most 1, got 2");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_trace_is_whole_when_the_server_has_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace.json");
+    let mut server = Server::ready(&["--trace-file", path.to_str().expect("UTF-8")]);
+    assert_eq!(server.post(COMPLETIONS, &greedy("Hi", 3)).status, 200);
+    server.signal("TERM");
+    assert_eq!(server.ended().code(), Some(0), "{}", server.log());
+    let trace: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    assert!(trace.is_array(), "{trace}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::client::ClientError;
 use super::serve::{Server, ServerArgs};
 use super::{machine, median, progress};
 use crate::cli::resident::count;
-use crate::cli::table::table;
+use crate::cli::table::{bytes, table};
 use reuse::Known;
 use world::World;
 
@@ -105,17 +105,15 @@ struct Report {
     all: Row,
     /// None for a server that is not ours.
     memory: Option<Memory>,
-    /// Lines of /metrics about the bytes of caches.
-    cache_metrics: Vec<String>,
 }
 
-/// What the engine held after the conversations.
+/// What the prefix cache held after the conversations.
 #[derive(Debug, Serialize)]
 struct Memory {
-    kv_blocks_used: u64,
     kv_blocks: u64,
-    slots_used: u64,
-    slots: u64,
+    kv_bytes: u64,
+    checkpoints: u64,
+    checkpoint_bytes: u64,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -146,7 +144,6 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
     }
     bar.finish_and_clear();
     let memory = memory(&server);
-    let cache_metrics = cache_metrics(&server).await;
     let mut exchanges = talk.exchanges;
     measure_cold(args, &server, &mut exchanges).await?;
     let model = server.model.clone();
@@ -162,7 +159,6 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
             .collect(),
         all: row(0, exchanges.iter()).context("there was no request")?,
         memory,
-        cache_metrics,
     })
 }
 
@@ -300,26 +296,14 @@ fn row<'a>(turn: usize, exchanges: impl Iterator<Item = &'a Exchange>) -> Option
 }
 
 fn memory(server: &Server) -> Option<Memory> {
-    let resident = server.local.as_ref()?.app.resident(0)?;
-    let stats = resident.engine.stats();
+    let stats = server.local.as_ref()?.app.resident(0)?.engine.stats();
+    let (kv_blocks, checkpoints) = (stats.cache_blocks.load(Relaxed), stats.cache_checkpoints.load(Relaxed));
     Some(Memory {
-        kv_blocks_used: stats.kv_blocks_used.load(Relaxed),
-        kv_blocks: stats.kv_blocks.load(Relaxed),
-        slots_used: stats.slots_used.load(Relaxed),
-        slots: stats.slots.load(Relaxed),
+        kv_blocks,
+        kv_bytes: kv_blocks * stats.block_bytes.load(Relaxed),
+        checkpoints,
+        checkpoint_bytes: checkpoints * stats.state_bytes.load(Relaxed),
     })
-}
-
-/// A server without metrics has none of these.
-async fn cache_metrics(server: &Server) -> Vec<String> {
-    let page = server.target.get_text("/metrics").await.unwrap_or_default();
-    let wanted = |line: &&str| {
-        let name = line.split(['{', ' ']).next().unwrap_or_default();
-        !line.starts_with('#')
-            && name.contains("cache")
-            && (name.contains("bytes") || name.contains("checkpoint"))
-    };
-    page.lines().filter(wanted).map(str::to_owned).collect()
 }
 
 fn print(report: &Report) {
@@ -352,12 +336,10 @@ fn print(report: &Report) {
     }
     println!("{table}");
     if let Some(memory) = &report.memory {
-        let Memory { kv_blocks_used, kv_blocks, slots_used, slots } = memory;
-        println!(
-            "Held afterwards: {kv_blocks_used} of {kv_blocks} KV blocks, {slots_used} of {slots} states."
-        );
+        let Memory { kv_blocks, kv_bytes, checkpoints, checkpoint_bytes } = *memory;
+        let (keys, states) = (bytes(kv_bytes), bytes(checkpoint_bytes));
+        println!("The prefix cache held {kv_blocks} KV blocks ({keys}) and {checkpoints} states ({states}).");
     }
-    report.cache_metrics.iter().for_each(|line| println!("{line}"));
 }
 
 #[cfg(test)]

@@ -27,6 +27,9 @@ pub struct Run {
     /// From each request's first id to its last, all together.
     pub decode: Duration,
     pub steps: u64,
+    /// Tokens that were drafted, and those of them that stayed.
+    pub drafted: u64,
+    pub accepted: u64,
 }
 
 impl Run {
@@ -62,7 +65,7 @@ impl Inside {
 
     /// Runs the requests, `concurrency` at a time. Errors: one is refused or fails.
     pub async fn run(&self, requests: &Arc<Vec<Request>>, concurrency: usize) -> anyhow::Result<Run> {
-        let steps = self.handle.stats().steps.load(Relaxed);
+        let before = self.counts();
         let next = Arc::new(AtomicUsize::new(0));
         let mut readers = JoinSet::new();
         let began = Instant::now();
@@ -76,21 +79,29 @@ impl Inside {
                 anyhow::Ok(answers)
             });
         }
-        let mut run = Run {
-            ids: vec![Vec::new(); requests.len()],
-            wall: Duration::ZERO,
-            decode: Duration::ZERO,
-            steps: 0,
-        };
+        let (mut ids, mut decode) = (vec![Vec::new(); requests.len()], Duration::ZERO);
         while let Some(answers) = readers.join_next().await {
-            for (index, (ids, decode)) in answers.context("a reader panicked")?? {
-                run.ids[index] = ids;
-                run.decode += decode;
+            for (index, (answer, time)) in answers.context("a reader panicked")?? {
+                ids[index] = answer;
+                decode += time;
             }
         }
-        run.wall = began.elapsed();
-        run.steps = self.handle.stats().steps.load(Relaxed) - steps;
-        Ok(run)
+        let wall = began.elapsed();
+        let [steps, drafted, accepted] = self.counts();
+        Ok(Run {
+            ids,
+            wall,
+            decode,
+            steps: steps - before[0],
+            drafted: drafted - before[1],
+            accepted: accepted - before[2],
+        })
+    }
+
+    /// Steps, drafted tokens and accepted ones so far.
+    fn counts(&self) -> [u64; 3] {
+        let stats = self.handle.stats();
+        [&stats.steps, &stats.drafted_tokens, &stats.accepted_tokens].map(|count| count.load(Relaxed))
     }
 
     /// Errors: the engine had died.

@@ -83,23 +83,16 @@ fn answer(
 fn guess(network: &mut dyn Network, ids: &[u32], read: usize, depth: usize) -> anyhow::Result<Vec<u32>> {
     let mut guess = Vec::with_capacity(depth);
     let mut drafts = Vec::new();
-    let steps = (0..(ids.len() - read - 1) as u32).map(Hidden::Step).collect();
-    let mut inputs = entries(&ids[read + 1..], read + 1, steps);
+    let mut inputs = DraftInputs::single(&ids[read + 1..], read + 1, BLOCK_LEN);
     while guess.len() < depth {
         network.draft(&inputs, &mut drafts)?;
         let Some(&id) = drafts.first() else { break };
         let position = ids.len() + guess.len();
         guess.push(id);
-        inputs = entries(&[id], position, vec![Hidden::Draft(0)]);
+        inputs =
+            DraftInputs { hidden: vec![Hidden::Draft(0)], ..DraftInputs::single(&[id], position, BLOCK_LEN) };
     }
     Ok(guess)
-}
-
-/// Entries of one sequence; position 0 has none.
-fn entries(tokens: &[u32], position: usize, hidden: Vec<Hidden>) -> DraftInputs {
-    let mut step = StepInputs::single(tokens, position, BLOCK_LEN);
-    step.sequences[0].visible_from = 1;
-    DraftInputs { step, hidden }
 }
 
 pub fn print(rows: &[DepthRow]) {

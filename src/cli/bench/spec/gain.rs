@@ -10,7 +10,7 @@ use crate::cli::bench::inside::{Inside, Run, greedy};
 use crate::cli::bench::{median, progress};
 use crate::cli::resident::{Resident, limits};
 use crate::engine::{EngineConfig, Request, Speculation};
-use crate::model::Limits;
+use crate::model::{Limits, plan};
 
 /// Tokens of one step at least.
 const STEP_TOKENS: usize = 256;
@@ -30,6 +30,8 @@ pub struct Row {
     /// Output tokens per step.
     pub off_tokens_per_step: f64,
     pub on_tokens_per_step: f64,
+    /// Of the tokens drafted in all repeats; 0 if none was.
+    pub accepted_percent: f64,
 }
 
 pub async fn measure(
@@ -40,8 +42,14 @@ pub async fn measure(
     longest: usize,
 ) -> anyhow::Result<Vec<Row>> {
     let sizes = sizes(args, longest);
-    let config = EngineConfig { max_sequences: args.most(), context_len: longest, ..EngineConfig::default() };
     let compute = args.compute.clone();
+    let config = EngineConfig {
+        max_sequences: args.most(),
+        context_len: longest,
+        state_bytes: plan::state_bytes(&resident.config, &sizes) as usize,
+        block_bytes: plan::block_bytes(&resident.config, &sizes, compute.precision()) as usize,
+        ..EngineConfig::default()
+    };
     let engine = Inside::start(config, move |progress| {
         let total = resident.checkpoint.bytes();
         let network = resident.network(&compute, sizes, &|done| progress.set(done, total));
@@ -112,6 +120,8 @@ fn row(sequences: usize, pairs: &[(Run, Run)]) -> Row {
     let off = |of: fn(&Run) -> f64| median(pairs.iter().map(|(off, _)| of(off)).collect());
     let on = |of: fn(&Run) -> f64| median(pairs.iter().map(|(_, on)| of(on)).collect());
     let ratio = |of: fn(&Run) -> f64| median(pairs.iter().map(|(off, on)| of(on) / of(off)).collect());
+    let sum = |of: fn(&Run) -> u64| pairs.iter().map(|(_, on)| of(on)).sum::<u64>();
+    let (drafted, accepted) = (sum(|run| run.drafted), sum(|run| run.accepted));
     let per_step = |run: &Run| run.tokens() as f64 / run.steps.max(1) as f64;
     Row {
         sequences,
@@ -123,6 +133,7 @@ fn row(sequences: usize, pairs: &[(Run, Run)]) -> Row {
         decode_speedup: ratio(Run::decode_rate),
         off_tokens_per_step: off(per_step),
         on_tokens_per_step: on(per_step),
+        accepted_percent: 100.0 * accepted as f64 / drafted.max(1) as f64,
     }
 }
 
@@ -137,8 +148,9 @@ pub fn print(rows: &[Row]) {
         "gain",
         "off tokens/step",
         "on tokens/step",
+        "accepted %",
     ];
-    let right = [0, 1, 2, 3, 4, 5, 6, 7, 8];
+    let right = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
     let mut table = heading("Without and with drafts, the same ids both ways", &header, &right);
     for row in rows {
         table.add_row([
@@ -151,6 +163,7 @@ pub fn print(rows: &[Row]) {
             format!("{:.2}", row.decode_speedup),
             format!("{:.2}", row.off_tokens_per_step),
             format!("{:.2}", row.on_tokens_per_step),
+            format!("{:.1}", row.accepted_percent),
         ]);
     }
     println!("{table}");
@@ -163,7 +176,14 @@ mod tests {
 
     fn run(ids: &[&[u32]], millis: u64) -> Run {
         let time = Duration::from_millis(millis);
-        Run { ids: ids.iter().map(|ids| ids.to_vec()).collect(), wall: time, decode: time / 2, steps: 4 }
+        Run {
+            ids: ids.iter().map(|ids| ids.to_vec()).collect(),
+            wall: time,
+            decode: time / 2,
+            steps: 4,
+            drafted: 8,
+            accepted: 2,
+        }
     }
 
     #[test]
@@ -185,7 +205,7 @@ mod tests {
         let pair = |off, on| (run(ids, off), run(ids, on));
         let row = row(2, &[pair(100, 50), pair(100, 25), pair(300, 100)]);
         assert_eq!((row.speedup, row.decode_speedup), (3.0, 3.0));
-        assert_eq!((row.off_tok_per_s, row.on_tokens_per_step), (40.0, 1.0));
+        assert_eq!((row.off_tok_per_s, row.on_tokens_per_step, row.accepted_percent), (40.0, 1.0, 25.0));
         // Two tokens come after a first one, in the half of 100 ms.
         assert_eq!(row.off_decode_tok_per_s, 40.0);
     }
