@@ -470,7 +470,13 @@ mod tests {
         let body = json!({"priority": 7, "cache_salt": "mine", "speculation": 2, "timeout": 3});
         let fields = crate::api::fields::Fields::top(body.as_object().expect("an object"));
         let common = Common::read(&fields, rules, None, None).expect("valid");
-        let input = Input { prompt: vec![1, 2, 3], borders: vec![2], mode: Mode::Raw, one_call: false };
+        let input = Input {
+            prompt: vec![1, 2, 3],
+            borders: vec![2],
+            mode: Mode::Raw,
+            one_call: false,
+            steering: None,
+        };
         let place = Place { index: 0, group: Some(5), counts_prompt: true, arrived: Instant::now() };
         let plain = Request::new(input.prompt.clone(), common.sampling.clone(), 1);
         let request = scheduled(plain, &common, &input, &place);
