@@ -93,7 +93,8 @@ async fn around(
     text: Text,
     network: impl Network + 'static,
 ) -> api::Resident {
-    let config = EngineConfig { context_len: CONTEXT, ..EngineConfig::default() };
+    // A script knows a sequence only from its start, so nothing may be resumed.
+    let config = EngineConfig { context_len: CONTEXT, checkpoints_max: 0, ..EngineConfig::default() };
     let (engine, _) = engine::start(config, move |_| Ok(Box::new(network)));
     engine.loaded().await;
     let model = ModelInfo {

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::Speculation;
 use super::sequence::Sequence;
-use crate::backend::{Hidden, SequenceInputs};
 use crate::model::{Limits, Network, StepError};
 use crate::schedule::{
     Acceptance, Candidate, Choice, Chooser, DraftInputs, Drafter, Ngram, Scheduler, Speed, StepInputs,
-    Verdict, Wanted,
+    Verdict, Wanted, trial_pass, trial_step,
 };
 
 /// Measuring what steps cost may delay the start so long.
@@ -183,6 +182,12 @@ impl Speculator {
             if !stepped.decodes {
                 continue;
             }
+            if own.speculation.depth_max == 0 {
+                // It counts among those who decode, and asks for nothing.
+                self.candidates.push(Candidate::default());
+                self.asked.push(Asked { id: stepped.id, drafter: Drafter::Mtp, first: 0 });
+                continue;
+            }
             let acceptance = own.acceptance.get_or_insert_with(|| self.house.fresh());
             let verdict = own.verdict.take();
             acceptance.observe(own.drawn, verdict);
@@ -288,7 +293,7 @@ impl Speculator {
         let most = self.room.min(places * (1 + self.depth_max));
         for tokens in [1, 2, 4, 8, 16, 32, 64].into_iter().filter(|&size| size <= most) {
             for run in 0..CALIBRATION_RUNS {
-                let inputs = trial(tokens, self.depth_max, limits.lanes.min(places), limits);
+                let inputs = trial_step(tokens, self.depth_max, places, limits);
                 let Some(inputs) = inputs else { break };
                 let start = Instant::now();
                 if network.step(&inputs).is_err() {
@@ -312,61 +317,9 @@ impl Speculator {
 
     /// A pass of one entry for each sequence of a trial step.
     fn time_pass(&mut self, network: &mut dyn Network, step: &StepInputs) -> Option<(usize, Duration)> {
-        let inputs = &mut self.inputs;
-        inputs.step.clear();
-        inputs.hidden.clear();
-        for (index, sequence) in step.sequences.iter().enumerate() {
-            inputs.step.tokens.push(0);
-            inputs.hidden.push(Hidden::Step(sequence.first));
-            inputs.step.blocks.push(step.blocks[sequence.first_block as usize]);
-            inputs.step.logit_rows.push(index as u32);
-            inputs.step.sequences.push(SequenceInputs {
-                first: index as u32,
-                count: 1,
-                past: 1,
-                first_block: index as u32,
-                block_count: 1,
-                visible_from: 1,
-                replay: 0,
-                drafts: 0,
-                ..*sequence
-            });
-        }
+        trial_pass(step, &mut self.inputs);
         let start = Instant::now();
         network.draft(&self.inputs, &mut self.proposals).ok()?;
         Some((self.inputs.step.tokens.len(), start.elapsed()))
     }
-}
-
-/// A step of so many tokens as verifying has them: sequences of one known token and up to `depth` drafts, each in a
-/// slot, a lane and a block of its own. `None` if there are not enough of those.
-fn trial(tokens: usize, depth: usize, lanes: usize, limits: &Limits) -> Option<StepInputs> {
-    // The drafter's entry of a trial stands at position 1.
-    let depth = depth.min(limits.block_len.checked_sub(2)?);
-    let count = tokens.div_ceil(1 + depth);
-    if count > lanes.min(limits.slots).min(limits.blocks) {
-        return None;
-    }
-    let mut inputs = StepInputs::default();
-    for slot in 0..count as u32 {
-        let first = inputs.tokens.len();
-        let share = (tokens - first).div_ceil(count - slot as usize);
-        inputs.tokens.resize(first + share, 0);
-        inputs.logit_rows.extend((first..first + share).map(|row| row as u32));
-        inputs.blocks.push(slot);
-        inputs.sequences.push(SequenceInputs {
-            slot,
-            source: slot,
-            first: first as u32,
-            count: share as u32,
-            past: 0,
-            first_block: slot,
-            block_count: 1,
-            lane: slot,
-            replay: 0,
-            drafts: share as u32 - 1,
-            visible_from: 0,
-        });
-    }
-    Some(inputs)
 }

@@ -32,10 +32,48 @@ pub fn sum(values: impl ExactSizeIterator<Item = f32>) -> f64 {
     lanes.iter().sum()
 }
 
-/// The greatest value; −∞ if there is none.
-pub fn max(values: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 8];
-    let chunks = values.chunks_exact(8);
+/// Compiles one portable body for the vector widths of x86 as well and calls the widest that this machine has.
+/// Comparisons and bit tests give the same answer in any width.
+macro_rules! wide {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($values:ident $(, $arg:ident: $ty:ty)*) -> $out:ty = $body:ident) => {
+        $(#[$doc])*
+        $vis fn $name($values: &[f32] $(, $arg: $ty)*) -> $out {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx2")]
+                fn avx512($values: &[f32] $(, $arg: $ty)*) -> $out {
+                    $body($values $(, $arg)*)
+                }
+                #[target_feature(enable = "avx2")]
+                fn avx2($values: &[f32] $(, $arg: $ty)*) -> $out {
+                    $body($values $(, $arg)*)
+                }
+                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx2") {
+                    // SAFETY: the CPU has just reported the features that the function is compiled for.
+                    return unsafe { avx512($values $(, $arg)*) };
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: as above.
+                    return unsafe { avx2($values $(, $arg)*) };
+                }
+            }
+            $body($values $(, $arg)*)
+        }
+    };
+}
+
+/// Values looked at side by side: two registers of the widest kind, so that additions overlap.
+const LANES: usize = 32;
+
+wide! {
+    /// The greatest value; −∞ if there is none.
+    pub fn max(values) -> f32 = max_body
+}
+
+#[inline(always)]
+fn max_body(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = values.chunks_exact(LANES);
     let rest = chunks.remainder();
     for chunk in chunks {
         for (lane, &value) in lanes.iter_mut().zip(chunk) {
@@ -48,14 +86,34 @@ pub fn max(values: &[f32]) -> f32 {
 /// The index of the greatest value, the lowest one of equals; `None` if all are −∞.
 pub fn argmax(values: &[f32]) -> Option<u32> {
     let best = max(values);
-    let index = values.iter().position(|&value| value == best)?;
+    let index = find(values, best)?;
     (best > f32::NEG_INFINITY).then_some(index as u32)
 }
 
-/// Neither infinite nor NaN, all of them.
-pub fn all_finite(values: &[f32]) -> bool {
+wide! {
+    /// Where `wanted` stands first.
+    fn find(values, wanted: f32) -> Option<usize> = find_body
+}
+
+#[inline(always)]
+fn find_body(values: &[f32], wanted: f32) -> Option<usize> {
+    // A loop that may end anywhere is not vectorised; one over a block is.
+    let blocks = values.chunks(4 * LANES);
+    let hit = |block: &&[f32]| block.iter().fold(false, |hit, &value| hit | (value == wanted));
+    let (number, block) = blocks.enumerate().find(|(_, block)| hit(block))?;
+    let within = block.iter().position(|&value| value == wanted)?;
+    Some(number * 4 * LANES + within)
+}
+
+wide! {
+    /// Neither infinite nor NaN, all of them.
+    pub fn all_finite(values) -> bool = all_finite_body
+}
+
+#[inline(always)]
+fn all_finite_body(values: &[f32]) -> bool {
     const EXPONENT: u32 = 0x7f80_0000;
-    values.chunks(256).all(|chunk| {
+    values.chunks(8 * LANES).all(|chunk| {
         let bad = chunk.iter().fold(0, |bad, value| bad | u32::from(value.to_bits() & EXPONENT == EXPONENT));
         bad == 0
     })
@@ -74,6 +132,19 @@ mod tests {
             assert!(error <= 2.0 * f64::from(f32::EPSILON), "exp({x}): relative error {error:e}");
         }
         assert_eq!((exp(0.0), exp(-88.0), exp(f32::NEG_INFINITY)), (1.0, 0.0, 0.0));
+    }
+
+    /// The widest version that this machine has against the plain one, at every length around its lanes.
+    #[test]
+    fn wide_versions_answer_as_the_plain_ones() {
+        let values: Vec<f32> = (0..300).map(|i| ((i * 7919) % 97) as f32 - 48.0).collect();
+        for len in 0..values.len() {
+            let values = &values[..len];
+            assert_eq!(max(values), max_body(values), "{len}");
+            assert_eq!(find(values, 31.0), find_body(values, 31.0), "{len}");
+            assert_eq!(find(values, 31.0), values.iter().position(|&v| v == 31.0), "{len}");
+            assert_eq!(all_finite(values), all_finite_body(values), "{len}");
+        }
     }
 
     #[test]

@@ -189,7 +189,7 @@ impl Scheduler {
         for &block in blocks {
             self.pools.blocks.share(block);
         }
-        let partial = (hit.len % block_len > 0).then(|| blocks[hit.len / block_len]);
+        let partial = (!hit.len.is_multiple_of(block_len)).then(|| blocks[hit.len / block_len]);
         Resume { place: hit.place, copy: partial.map(|from| BlockCopy { from, to: from }) }
     }
 

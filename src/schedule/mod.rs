@@ -41,6 +41,7 @@ mod ngram;
 mod plan;
 mod pool;
 mod sequence;
+mod trial;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -57,6 +58,7 @@ pub use draft::{Advanced, Wanted};
 pub use ngram::{GRAM_LEN, MATCH_MAX, Ngram};
 pub use pool::{Pool, Pools};
 pub use sequence::Arrival;
+pub use trial::{trial_pass, trial_step};
 
 use draft::{Drafting, Stepped};
 use sequence::{Key, Resume, Sequence};
@@ -474,11 +476,10 @@ impl Scheduler {
         self.keep_saves(Some(&sequence));
         let len = sequence.committed();
         // Before its first step it has no state of its own.
-        if sequence.resume.is_none() && len > 0 {
-            if len >= self.known(&sequence, len) + END_GAP && self.config.checkpoints_max > 0 {
-                self.pools.slots.share(sequence.slot);
-                self.keep(&sequence, len, sequence.slot);
-            }
+        let has_state = sequence.resume.is_none() && len > 0 && self.config.checkpoints_max > 0;
+        if has_state && len >= self.known(&sequence, len) + END_GAP {
+            self.pools.slots.share(sequence.slot);
+            self.keep(&sequence, len, sequence.slot);
         }
         self.give_back(&mut sequence);
     }
