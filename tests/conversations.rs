@@ -17,7 +17,8 @@ use ferrotron::backend::cpu::Cpu;
 use ferrotron::engine::{self, EngineConfig, Event, Handle, Request, RequestStream, Runner, Speculation};
 use ferrotron::model::Limits;
 use ferrotron::sample::SamplingParams;
-use null::{Chance, sampling};
+use models::Random as Chance;
+use null::sampling;
 
 /// Trees that share an engine, so that they disturb each other.
 const TREES_PER_WORLD: usize = 25;
