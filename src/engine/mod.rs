@@ -141,17 +141,19 @@ pub struct Speculation {
     pub mtp: bool,
     /// What stood in the sequence before may propose.
     pub ngram: bool,
+    /// Only so many as pay, by what was accepted and what verifying costs; else always all that fit.
+    pub adaptive: bool,
 }
 
 impl Speculation {
     /// Nothing is drafted.
-    pub const OFF: Self = Self { depth_max: 0, mtp: false, ngram: false };
+    pub const OFF: Self = Self { depth_max: 0, mtp: false, ngram: false, adaptive: true };
 }
 
 impl Default for Speculation {
     /// All that the engine offers.
     fn default() -> Self {
-        Self { depth_max: u32::MAX, mtp: true, ngram: true }
+        Self { depth_max: u32::MAX, mtp: true, ngram: true, adaptive: true }
     }
 }
 

@@ -233,9 +233,16 @@ impl Speculator {
     fn choose(&mut self, scheduler: &mut Scheduler, running: &mut HashMap<u64, Sequence>) {
         let room = self.room.saturating_sub(scheduler.running_count());
         self.chooser.choose(&self.candidates, &self.chances, room, &self.speed, &mut self.choices);
+        let mut left = room.saturating_sub(self.choices.iter().map(|choice| choice.drafts).sum());
         let mut head_drafts = false;
-        for (asked, choice) in self.asked.iter().zip(&self.choices) {
+        for ((asked, choice), candidate) in self.asked.iter().zip(&mut self.choices).zip(&self.candidates) {
             let Some(sequence) = running.get_mut(&asked.id) else { continue };
+            if !(self.ceiling.adaptive && sequence.drafter.speculation.adaptive) {
+                // As many as were asked for, whether they pay or not.
+                let more = candidate.count.saturating_sub(choice.drafts).min(left);
+                left -= more;
+                *choice = Choice { drafts: choice.drafts + more, probe: false };
+            }
             if choice.drafts == 0 {
                 continue;
             }
@@ -265,7 +272,7 @@ impl Speculator {
         network: &mut dyn Network,
         running: &HashMap<u64, Sequence>,
     ) -> Result<(), StepError> {
-        let reads_prompts = self.idle < IDLE_STEPS;
+        let reads_prompts = self.idle < IDLE_STEPS || !self.ceiling.adaptive;
         let wanted = |id, decodes: bool| match running.get(&id).map(|sequence| &sequence.drafter) {
             Some(own) if !own.speculation.mtp || own.speculation.depth_max == 0 => Wanted::Nothing,
             Some(own) if own.wanted > 0 => Wanted::Drafts(own.wanted),

@@ -7,8 +7,7 @@ use crate::engine::Speculation;
 use serde_json::Value;
 
 /// What a client may write.
-const EXPECTED: &str =
-    "\"off\", \"auto\", a number of tokens, or an object with `method` and `num_speculative_tokens`";
+const EXPECTED: &str = "\"off\", \"auto\", a number of tokens, or an object with `method`, `num_speculative_tokens` and `adaptive`";
 
 /// `value`, standing at `path`: a word, a depth, or vLLM's object. Errors: 400 that names what does not fit.
 pub fn speculation(value: &Value, path: &str) -> Result<Speculation, ApiError> {
@@ -32,6 +31,7 @@ fn object(fields: &Fields) -> Result<Speculation, ApiError> {
         })?,
     };
     let depth = fields.integer("num_speculative_tokens", 0..=i64::MAX)?;
+    let who = Speculation { adaptive: fields.bool("adaptive")?.unwrap_or(true), ..who };
     Ok(depth.map_or(who, |depth| limited(who, depth.unsigned_abs())))
 }
 
@@ -81,6 +81,13 @@ mod tests {
     }
 
     #[test]
+    fn a_fixed_depth_is_asked_for_by_name() {
+        let fixed = speculation(&json!({"num_speculative_tokens": 2, "adaptive": false}), "speculation");
+        assert_eq!(fixed.map(|s| (s.depth_max, s.adaptive)), Ok((2, false)));
+        assert_eq!(speculation(&json!(2), "speculation").map(|s| s.adaptive), Ok(true));
+    }
+
+    #[test]
     fn what_cannot_be_is_named() {
         let check = |value: Value, param: &str| {
             let error = speculation(&value, "speculation").expect_err("the test gives what cannot be");
@@ -91,6 +98,7 @@ mod tests {
         check(json!(1.5), "speculation");
         check(json!(true), "speculation");
         check(json!({"method": "eagle"}), "speculation.method");
+        check(json!({"adaptive": 1}), "speculation.adaptive");
         check(json!({"num_speculative_tokens": -1}), "speculation.num_speculative_tokens");
     }
 }
