@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use ferrotron::engine::{
-    self, EngineConfig, Event, Failure, Finish, Handle, Request, RequestStream, Runner, Status, SubmitError,
+    self, EngineConfig, Event, Failure, Finish, Handle, Request, RequestStream, Runner, Speculation, Status,
+    SubmitError,
 };
 use ferrotron::model::{Limits, StepError};
 use ferrotron::sample::{self, SamplingParams, Workspace};
@@ -264,7 +265,7 @@ async fn a_dropped_stream_frees_everything_in_every_phase() {
 #[tokio::test]
 async fn a_storm_of_cancels_leaks_nothing() {
     let (handle, _runner) = start(|_| {}).await;
-    for index in 0..3000u64 {
+    for index in 0..10_000u64 {
         let prompt = vec![1; 1 + (mix(index) % 30) as usize];
         match handle.submit(request(&prompt, 20)) {
             Ok(mut stream) if index % 3 == 0 => drop(stream.next().await),
@@ -511,4 +512,160 @@ async fn an_engine_without_callers_ends() {
     drop(handle);
     assert_eq!(ids(&collect(stream).await).len(), 100);
     assert_eq!(tokio::task::spawn_blocking(|| runner.join()).await.unwrap(), Ok(()));
+}
+
+/// With lanes for drafts and a draft head of which so many in a hundred are right.
+async fn start_drafting(right: usize) -> (Handle, Runner) {
+    let limits = Limits { lanes: 4, drafts: 3, logit_rows: 16, step_tokens: 32, ..limits() };
+    let config = EngineConfig { checkpoints_max: 0, ..EngineConfig::default() };
+    let (handle, runner) = engine::start(config, move |_| {
+        Ok(Box::new(Null::new(limits, VOCAB).with_drafter(right as u64, right)))
+    });
+    handle.loaded().await;
+    (handle, runner)
+}
+
+/// Always as many drafts as fit.
+const FIXED: Speculation = Speculation { depth_max: 3, mtp: true, ngram: true, adaptive: false };
+
+#[tokio::test]
+async fn drafts_right_or_wrong_change_no_id_and_no_probability() {
+    let mut plain = Vec::new();
+    for request in mixed_requests() {
+        let (handle, _runner) = start(|_| {}).await;
+        let request = Request { speculation: Speculation::OFF, ..request };
+        plain.push(without_times(collect(handle.submit(request).unwrap()).await));
+    }
+    let mut shares = Vec::new();
+    for right in [0, 50, 100] {
+        let (handle, _runner) = start_drafting(right).await;
+        let requests = mixed_requests().into_iter().map(|r| Request { speculation: FIXED, ..r });
+        let streams: Vec<_> = requests.map(|r| handle.submit(r).unwrap()).collect();
+        for (index, (stream, plain)) in streams.into_iter().zip(&plain).enumerate() {
+            assert_eq!(&without_times(collect(stream).await), plain, "request {index}, {right} % right");
+        }
+        let stats = handle.stats();
+        let (drafted, accepted) = (stats.drafted_tokens.load(Relaxed), stats.accepted_tokens.load(Relaxed));
+        assert!(drafted > 50, "only {drafted} drafts");
+        // Who samples takes a likely id now and then all the same, so none is not to be expected.
+        shares.push(accepted as f64 / drafted as f64);
+        check_empty(&handle).await;
+    }
+    assert!(shares.is_sorted() && shares[2] > 2.0 * shares[0], "accepted: {shares:?}");
+}
+
+/// Pairs of ids behind one prompt, drawn under many seeds with drafts, against the product of their probabilities.
+#[tokio::test]
+async fn with_drafts_ids_are_drawn_from_the_models_own_distribution() {
+    const DRAWS: usize = 6000;
+    let softmax = |tokens: &[u32]| {
+        let weights: Vec<f64> = null::logits(tokens, VOCAB).iter().map(|&l| f64::from(l).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        weights.into_iter().map(|weight| weight / total).collect::<Vec<_>>()
+    };
+    let (handle, _runner) = start_drafting(100).await;
+    let mut seen = vec![0f64; VOCAB * VOCAB];
+    let mut streams = std::collections::VecDeque::new();
+    for seed in 0..DRAWS as u64 {
+        let sampling = sampling(1.0, seed);
+        let request = Request { sampling, speculation: FIXED, ..request(&[7, 8], 3) };
+        streams.push_back(handle.submit(request).unwrap());
+        if streams.len() == 64 || seed + 1 == DRAWS as u64 {
+            for stream in streams.drain(..) {
+                let ids = ids(&collect(stream).await);
+                seen[ids[0] as usize * VOCAB + ids[1] as usize] += 1.0;
+            }
+        }
+    }
+    assert!(handle.stats().accepted_tokens.load(Relaxed) > DRAWS as u64 / 20, "the drafts were never taken");
+    let first = softmax(&[7, 8]);
+    let (mut statistic, mut cells, mut rest) = (0.0, 0.0, (0.0, 0.0));
+    for (a, &p) in first.iter().enumerate() {
+        for (b, &q) in softmax(&[7, 8, a as u32]).iter().enumerate() {
+            let (expected, seen) = (p * q * DRAWS as f64, seen[a * VOCAB + b]);
+            if expected < 5.0 {
+                // Too rare for a cell of its own.
+                rest = (rest.0 + expected, rest.1 + seen);
+                continue;
+            }
+            statistic += (seen - expected).powi(2) / expected;
+            cells += 1.0;
+        }
+    }
+    statistic += (rest.1 - rest.0).powi(2) / rest.0;
+    // Chi-squared of as many degrees of freedom, as a normal: five deviations. The seeds are fixed, so it never flickers.
+    let deviations = (statistic - cells) / (2.0f64 * cells).sqrt();
+    assert!(cells > 20.0 && deviations < 5.0, "chi-squared {statistic} in {cells} cells");
+}
+
+#[tokio::test]
+async fn a_higher_class_goes_first_and_the_lower_one_goes_on_where_it_was() {
+    let config = EngineConfig { max_sequences: 1, ..EngineConfig::default() };
+    let (handle, _runner, gate) = start_gated(config).await;
+    let background = Request { priority: 10, ..request(&[1; 8], 12) };
+    let background = handle.submit(background).unwrap();
+    for _ in 0..4 {
+        gate.entered.recv().unwrap();
+        gate.permits.send(()).unwrap();
+    }
+    gate.entered.recv().unwrap();
+    let mut voice = handle.submit(request(&[2; 3], 4)).unwrap();
+    let later = handle.submit(Request { priority: 10, ..request(&[3; 3], 2) }).unwrap();
+    drop(gate);
+    while voice.next().await.is_some() {}
+    assert_eq!(ids(&collect(background).await), greedy(&[1; 8], 12));
+    assert_eq!(ids(&collect(later).await), greedy(&[3; 3], 2));
+    let stats = handle.stats();
+    assert_eq!((stats.paused.load(Relaxed), stats.preemptions.load(Relaxed)), (1, 0));
+    check_empty(&handle).await;
+}
+
+#[tokio::test]
+async fn a_deadline_ends_who_waits_and_who_runs_and_nobody_else() {
+    let config = EngineConfig { max_sequences: 1, ..EngineConfig::default() };
+    let (handle, _runner, gate) = start_gated(config).await;
+    let soon = std::time::Instant::now() + Duration::from_millis(20);
+    let running = handle.submit(Request { deadline: Some(soon), ..request(&[1], 200) }).unwrap();
+    gate.entered.recv().unwrap();
+    let waiting = handle.submit(Request { deadline: Some(soon), ..request(&[2], 5) }).unwrap();
+    let patient = handle.submit(request(&[3], 5)).unwrap();
+    std::thread::sleep(Duration::from_millis(30));
+    drop(gate);
+    assert_eq!(collect(running).await.last(), Some(&Event::Failed(Failure::TimedOut)));
+    assert_eq!(collect(waiting).await, [Event::Failed(Failure::TimedOut)]);
+    assert_eq!(ids(&collect(patient).await), greedy(&[3], 5));
+    assert_eq!(handle.stats().timed_out.load(Relaxed), 2);
+    check_empty(&handle).await;
+}
+
+#[tokio::test]
+async fn the_second_turn_resumes_where_the_first_prompt_ended() {
+    let (handle, _runner) = start(|_| {}).await;
+    let first = Request { borders: vec![20], ..request(&[5; 22], 9) };
+    let answer = ids(&collect(handle.submit(first).unwrap()).await);
+    let again = [&[5; 22][..], &answer, &[9; 4]].concat();
+    let events = collect(handle.submit(request(&again, 6)).unwrap()).await;
+    let Event::Started { cached_tokens, .. } = events[0] else { panic!("{events:?}") };
+    // The last id of the answer was never read.
+    assert_eq!(cached_tokens, 30);
+    assert_eq!(ids(&events), greedy(&again, 6));
+    let other = Request { cache_salt: Some("other".into()), ..request(&again, 6) };
+    let events = collect(handle.submit(other).unwrap()).await;
+    assert!(matches!(events[0], Event::Started { cached_tokens: 0, .. }));
+    check_empty(&handle).await;
+}
+
+#[tokio::test]
+async fn choices_of_one_prompt_read_it_once() {
+    let (handle, _runner) = start(|_| {}).await;
+    let choice = |seed| Request { group: Some(1), sampling: sampling(1.0, seed), ..request(&[4; 30], 5) };
+    let streams: Vec<_> = (0..4).map(|seed| handle.submit(choice(seed)).unwrap()).collect();
+    for (seed, stream) in (0..).zip(streams) {
+        let together = collect(stream).await;
+        let (alone, _alone_runner) = start(|_| {}).await;
+        assert_eq!(ids(&together), ids(&collect(alone.submit(choice(seed)).unwrap()).await), "choice {seed}");
+    }
+    let stats = handle.stats();
+    assert_eq!(stats.prefix_hits.load(Relaxed), 3 * 29);
+    check_empty(&handle).await;
 }

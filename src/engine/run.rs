@@ -310,9 +310,14 @@ impl Engine {
                             self.ended.push((share.id, Ok(finish)));
                             Outcome::End { first, count }
                         }
+                        Err(Failure::NotFinite) => {
+                            self.ended.push((share.id, Err(Failure::NotFinite)));
+                            Outcome::Fail
+                        }
+                        // The request's own fault: its numbers are as good as anyone's.
                         Err(failure) => {
                             self.ended.push((share.id, Err(failure)));
-                            Outcome::Fail
+                            Outcome::End { first, count }
                         }
                     });
                 }

@@ -5,10 +5,9 @@ use std::collections::BTreeSet;
 
 use super::Limits;
 use super::config::{Layer, ModelConfig};
-use crate::backend::{KvType, Precision, SsmType};
+use crate::backend::{Precision, StatePlan};
 
-/// Bytes of an activation, a logit, a convolution's tail and a hidden vector on the backends that compute in host
-/// memory, whatever they are rounded to.
+/// Bytes of an activation and a logit on the backends that compute in host memory, whatever they are rounded to.
 const F32: usize = 4;
 
 /// Bytes by kind.
@@ -79,42 +78,39 @@ fn layers(config: &ModelConfig) -> impl Iterator<Item = &Layer> {
     config.layers.iter().chain(config.mtp.iter().flatten())
 }
 
+/// What is kept between steps, as a network of these layers asks its backend for it.
+fn state_plan(config: &ModelConfig, limits: &Limits) -> StatePlan {
+    let mamba = |layer: &Layer| if let Layer::Mamba(m) = layer { Some(*m) } else { None };
+    let attention = |layer: &Layer| if let Layer::Attention(a) = layer { Some(*a) } else { None };
+    StatePlan {
+        slots: limits.slots,
+        blocks: limits.blocks,
+        block_len: limits.block_len,
+        lanes: limits.lanes,
+        drafts: limits.drafts,
+        kv: limits.kv,
+        ssm: limits.ssm,
+        hidden: if config.mtp.is_some() { config.hidden_size } else { 0 },
+        mamba: layers(config).filter_map(mamba).collect(),
+        attention: layers(config).filter_map(attention).collect(),
+    }
+}
+
 /// One KV block of every attention layer.
 pub fn block_bytes(config: &ModelConfig, limits: &Limits, precision: Precision) -> u64 {
-    let number = match (limits.kv, precision) {
-        (KvType::F32, _) | (KvType::Auto, Precision::F32) => 4,
-        (KvType::Bf16, _) | (KvType::Auto, Precision::Bf16) => 2,
-        (KvType::Fp8, _) => 1,
-    };
-    let width = |layer: &Layer| match layer {
-        Layer::Attention(a) => 2 * a.kv_heads * a.head_dim,
-        _ => 0,
-    };
-    (layers(config).map(width).sum::<usize>() * limits.block_len * number) as u64
+    state_plan(config, limits).bytes(precision).per_block as u64
 }
 
 /// One place of the state pool: convolution tails and SSM states of every Mamba layer, and the hidden vector from
 /// which the drafter goes on.
 pub fn state_bytes(config: &ModelConfig, limits: &Limits) -> u64 {
-    let number = match limits.ssm {
-        SsmType::F32 => 4,
-        SsmType::F16 => 2,
-    };
-    let mamba = |layer: &Layer| match layer {
-        Layer::Mamba(m) => (m.conv_kernel - 1) * m.conv_channels() * F32 + m.inner() * m.state_size * number,
-        _ => 0,
-    };
-    let hidden = if config.mtp.is_some() { config.hidden_size * F32 } else { 0 };
-    (layers(config).map(mamba).sum::<usize>() + hidden) as u64
+    // The precision decides about blocks alone.
+    state_plan(config, limits).bytes(Precision::F32).per_slot as u64
 }
 
-/// What the drafts of one sequence would advance its states by: x, B, C and dt of each.
+/// What the drafts of one sequence would advance its states by.
 fn lane_bytes(config: &ModelConfig, limits: &Limits) -> u64 {
-    let inputs = |layer: &Layer| match layer {
-        Layer::Mamba(m) => m.conv_channels() + m.heads,
-        _ => 0,
-    };
-    (layers(config).map(inputs).sum::<usize>() * limits.drafts * F32) as u64
+    state_plan(config, limits).bytes(Precision::F32).per_lane as u64
 }
 
 /// Rows of activations: layers of one width share a buffer, so each width counts once per use.
@@ -154,13 +150,13 @@ fn workspace_bytes(config: &ModelConfig, limits: &Limits) -> u64 {
 }
 
 fn logits_bytes(config: &ModelConfig, limits: &Limits) -> u64 {
-    let heads = if config.mtp.is_some() { 2 } else { 1 };
-    times(limits.logit_rows, (heads * config.vocab_size * F32) as u64)
+    times(limits.logit_rows, (config.vocab_size * F32) as u64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::{KvType, SsmType};
 
     const NANO: &[u8] = include_bytes!("../../models/nano-bf16/config.json");
 
@@ -189,7 +185,8 @@ mod tests {
         assert_eq!(state_bytes(&config, &limits()), 23 * (64 * 64 * 128 + 3 * 6144) * 4);
         let half = Limits { ssm: SsmType::F16, ..limits() };
         assert_eq!(state_bytes(&config, &half), 23 * (64 * 64 * 128 * 2 + 3 * 6144 * 4));
-        assert_eq!(lane_bytes(&config, &limits()), 23 * (6144 + 64) * 4 * 4);
+        // Raw and convolved rows, and dt.
+        assert_eq!(lane_bytes(&config, &limits()), 23 * (2 * 6144 + 64) * 4 * 4);
     }
 
     #[test]

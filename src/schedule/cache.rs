@@ -242,6 +242,14 @@ impl Cache {
         Some(self.evict(index, pools))
     }
 
+    /// Drops the checkpoint that was hit; nothing if it has gone since.
+    pub fn forget(&mut self, hit: &Hit, pools: &mut Pools) {
+        let index = self.checkpoints.iter().position(|c| c.node == hit.node && c.place == hit.place);
+        if let Some(index) = index {
+            self.evict(index, pools);
+        }
+    }
+
     /// Evicts until a place is free. False if none can become free now; then nothing is evicted.
     pub fn make_room_for_place(&mut self, pools: &mut Pools) -> bool {
         while pools.slots.free_count() == 0 {

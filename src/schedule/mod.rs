@@ -189,7 +189,8 @@ pub enum Outcome {
     Tokens { first: usize, count: usize },
     /// The same, and the sequence is over: everything it held is free, or kept by the cache.
     End { first: usize, count: usize },
-    /// The sequence is over because its numbers are wrong: nothing of this step is kept.
+    /// The sequence is over because its numbers are wrong: nothing of this step is kept, nor anything cached that it
+    /// came from, for whoever resumed there would fail as well.
     Fail,
     /// The step failed under it: its state is lost and computed again from its tokens.
     Rewind,
@@ -382,6 +383,7 @@ impl Scheduler {
             Outcome::Fail => {
                 let mut sequence = self.running.remove(index);
                 self.keys.remove(&sequence.id);
+                self.forget_past(&sequence);
                 return self.give_back(&mut sequence);
             }
             Outcome::Rewind => return self.preempt(index),
@@ -539,6 +541,14 @@ impl Scheduler {
     fn known(&mut self, sequence: &Sequence, len: usize) -> usize {
         let hit = self.cache.find(sequence.salt.as_deref(), &sequence.tokens, len, &mut self.hit_blocks);
         hit.map_or(0, |hit| hit.len)
+    }
+
+    /// Drops every checkpoint that a sequence's tokens begin with.
+    fn forget_past(&mut self, sequence: &Sequence) {
+        let (salt, tokens) = (sequence.salt.as_deref(), &sequence.tokens);
+        while let Some(hit) = self.cache.find(salt, tokens, tokens.len(), &mut self.hit_blocks) {
+            self.cache.forget(&hit, &mut self.pools);
+        }
     }
 
     /// Notes that a sequence holds a block of the pool, as it now does.

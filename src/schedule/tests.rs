@@ -247,6 +247,23 @@ fn a_prompt_resumes_at_the_last_border_and_copies_the_block_it_will_write() {
 }
 
 #[test]
+fn what_a_broken_sequence_came_from_is_forgotten() {
+    let mut scheduler = caching(4);
+    let prompt: Vec<u32> = (1..8).collect();
+    scheduler.add(Arrival { borders: vec![2, 6], ..arrival(1, prompt.clone(), 4) }).unwrap();
+    step(&mut scheduler);
+    end(&mut scheduler);
+    scheduler.add(arrival(2, prompt.clone(), 4)).unwrap();
+    let mut inputs = StepInputs::default();
+    scheduler.plan(&mut inputs);
+    assert_eq!(scheduler.shares()[0].past, 6);
+    scheduler.commit(&[Outcome::Fail], &[]);
+    scheduler.check();
+    scheduler.add(arrival(3, prompt, 4)).unwrap();
+    assert_eq!(step(&mut scheduler), [(3, 0, 7, true)]);
+}
+
+#[test]
 fn another_salt_finds_nothing() {
     let mut scheduler = caching(4);
     let prompt: Vec<u32> = (1..8).collect();
