@@ -13,6 +13,7 @@
 
 mod busy;
 mod handle;
+mod ids;
 mod run;
 mod sequence;
 mod speculate;

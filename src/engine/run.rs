@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::time::Instant;
 
 use super::handle::{Command, Handle, LoadProgress, Runner, Shared, Submission};
+use super::ids::ById;
 use super::sequence::{Digest, Sequence, View};
 use super::speculate::Speculator;
 use super::stats::VERIFY_TOKENS;
@@ -109,7 +110,7 @@ struct Engine {
     /// Queued in the scheduler, their prompts moved there. Samplers are made when they start to run, so that
     /// a full queue does not hold a thousand tables of counts.
     waiting: HashMap<u64, Box<Submission>>,
-    running: HashMap<u64, Sequence>,
+    running: ById<Sequence>,
     inputs: StepInputs,
     outcomes: Vec<Outcome>,
     /// The ids drawn in this step, one share's after the other's.
@@ -159,7 +160,7 @@ impl Engine {
             in_front: config.in_front.clone(),
             trace: config.trace.as_ref().map(|trace| trace.engine(&config.name)),
             waiting: HashMap::new(),
-            running: HashMap::with_capacity(places),
+            running: ById::with_capacity_and_hasher(places, Default::default()),
             inputs,
             outcomes: Vec::with_capacity(places),
             sampled: Vec::with_capacity(limits.logit_rows),
@@ -388,7 +389,11 @@ impl Engine {
             }
             if let Some(submission) = self.waiting.remove(&share.id) {
                 let prompt = self.scheduler.tokens(share);
-                let sequence = Sequence::new(*submission, prompt, self.vocab, now, self.shared.clone());
+                let mut sequence = Sequence::new(*submission, prompt, self.vocab, now, self.shared.clone());
+                if sequence.is_steered() {
+                    // Its first mask is made while its prompt is read.
+                    sequence.prepare(&mut Vec::new());
+                }
                 self.running.insert(share.id, sequence);
                 self.shared.stats.waiting.fetch_sub(1, Relaxed);
             }

@@ -99,6 +99,11 @@ impl Sequence {
         &self.events
     }
 
+    /// Rules beyond its sampling parameters say which ids may come.
+    pub fn is_steered(&self) -> bool {
+        self.sampler.is_steered()
+    }
+
     /// Before a step that draws for it: `drafts` are cut to what its steering allows, masks are on their way.
     pub fn prepare(&mut self, drafts: &mut Vec<u32>) {
         self.sampler.prepare(drafts);

@@ -4,10 +4,10 @@
 //! what followed the last time, the draft head has its record. The chooser weighs that against the measured time of
 //! verifying and of the draft head's passes, and gives each as many drafts as make tokens come faster, which may be none.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::Speculation;
+use super::ids::ById;
 use super::sequence::Sequence;
 use crate::model::{Limits, Network, StepError};
 use crate::schedule::{
@@ -150,7 +150,7 @@ impl Speculator {
         &mut self,
         scheduler: &mut Scheduler,
         network: &mut dyn Network,
-        running: &mut HashMap<u64, Sequence>,
+        running: &mut ById<Sequence>,
     ) -> Result<(), StepError> {
         if self.depth_max > 0 {
             self.ask(scheduler, running);
@@ -162,7 +162,8 @@ impl Speculator {
         self.stepped.clear();
         self.stepped.extend(scheduler.stepped().map(|stepped| stepped.id));
         for id in &self.stepped {
-            if let (Some(sequence), Some(drafts)) = (running.get_mut(id), scheduler.drafts_mut(*id)) {
+            let steered = running.get_mut(id).filter(|sequence| sequence.is_steered());
+            if let Some((sequence, drafts)) = steered.zip(scheduler.drafts_mut(*id)) {
                 sequence.prepare(drafts);
             }
         }
@@ -170,7 +171,7 @@ impl Speculator {
     }
 
     /// What the drafters of each sequence promise.
-    fn ask(&mut self, scheduler: &Scheduler, running: &mut HashMap<u64, Sequence>) {
+    fn ask(&mut self, scheduler: &Scheduler, running: &mut ById<Sequence>) {
         self.asked.clear();
         self.candidates.clear();
         self.chances.clear();
@@ -230,7 +231,7 @@ impl Speculator {
     }
 
     /// Decides, and hands over the n-gram drafts.
-    fn choose(&mut self, scheduler: &mut Scheduler, running: &mut HashMap<u64, Sequence>) {
+    fn choose(&mut self, scheduler: &mut Scheduler, running: &mut ById<Sequence>) {
         let room = self.room.saturating_sub(scheduler.running_count());
         self.chooser.choose(&self.candidates, &self.chances, room, &self.speed, &mut self.choices);
         let mut left = room.saturating_sub(self.choices.iter().map(|choice| choice.drafts).sum());
@@ -270,7 +271,7 @@ impl Speculator {
         &mut self,
         scheduler: &mut Scheduler,
         network: &mut dyn Network,
-        running: &HashMap<u64, Sequence>,
+        running: &ById<Sequence>,
     ) -> Result<(), StepError> {
         let reads_prompts = self.idle < IDLE_STEPS || !self.ceiling.adaptive;
         let wanted = |id, decodes: bool| match running.get(&id).map(|sequence| &sequence.drafter) {

@@ -62,6 +62,9 @@ macro_rules! wide {
     };
 }
 
+/// All its bits are set in what is infinite or not a number, and in nothing else.
+const EXPONENT: u32 = 0x7f80_0000;
+
 /// Values looked at side by side: two registers of the widest kind, so that additions overlap.
 const LANES: usize = 32;
 
@@ -81,6 +84,32 @@ fn max_body(values: &[f32]) -> f32 {
         }
     }
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+wide! {
+    /// The greatest value of a row; `None` if one is infinite or not a number.
+    pub fn finite_max(values) -> Option<f32> = finite_max_body
+}
+
+#[inline(always)]
+fn finite_max_body(values: &[f32]) -> Option<f32> {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut odd = [0u32; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for ((lane, odd), &value) in lanes.iter_mut().zip(&mut odd).zip(chunk) {
+            *lane = if value > *lane { value } else { *lane };
+            *odd |= u32::from(value.to_bits() & EXPONENT == EXPONENT);
+        }
+    }
+    let finite = odd.iter().all(|&odd| odd == 0) && all_finite(rest);
+    finite.then(|| lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max))
+}
+
+/// The index of the greatest value, which is `best`; the lowest one of equals.
+pub fn index_of(values: &[f32], best: f32) -> Option<u32> {
+    find(values, best).map(|index| index as u32)
 }
 
 /// The index of the greatest value, the lowest one of equals; `None` if all are −∞.
@@ -105,14 +134,9 @@ fn find_body(values: &[f32], wanted: f32) -> Option<usize> {
     Some(number * 4 * LANES + within)
 }
 
-wide! {
-    /// Neither infinite nor NaN, all of them.
-    pub fn all_finite(values) -> bool = all_finite_body
-}
-
+/// Neither infinite nor NaN, all of them.
 #[inline(always)]
-fn all_finite_body(values: &[f32]) -> bool {
-    const EXPONENT: u32 = 0x7f80_0000;
+fn all_finite(values: &[f32]) -> bool {
     values.chunks(8 * LANES).all(|chunk| {
         let bad = chunk.iter().fold(0, |bad, value| bad | u32::from(value.to_bits() & EXPONENT == EXPONENT));
         bad == 0
@@ -143,7 +167,7 @@ mod tests {
             assert_eq!(max(values), max_body(values), "{len}");
             assert_eq!(find(values, 31.0), find_body(values, 31.0), "{len}");
             assert_eq!(find(values, 31.0), values.iter().position(|&v| v == 31.0), "{len}");
-            assert_eq!(all_finite(values), all_finite_body(values), "{len}");
+            assert_eq!(finite_max(values), Some(max_body(values)), "{len}");
         }
     }
 
@@ -164,6 +188,10 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             values[299] = bad;
             assert!(!all_finite(&values));
+            assert_eq!(finite_max(&values), None);
+            values.swap(299, 64);
+            assert_eq!(finite_max(&values), None);
+            values.swap(299, 64);
         }
     }
 

@@ -80,6 +80,10 @@ impl Sampler {
         Self { helm: steering.map(|steering| Box::new(Helm::new(steering))), ..self }
     }
 
+    pub fn is_steered(&self) -> bool {
+        self.helm.is_some()
+    }
+
     /// Before each step: cuts `drafts`, the ids proposed to follow the last accepted one, at the first that the
     /// steering forbids, and has masks made for the rows of that step while it runs. It may be left out; then
     /// [`Self::sample`] makes its mask itself.
@@ -102,20 +106,19 @@ impl Sampler {
         logits: &[f32],
         position: u64,
     ) -> Result<u32, Failure> {
-        if !math::all_finite(logits) {
-            return Err(Failure::NotFinite);
-        }
+        let best = math::finite_max(logits).ok_or(Failure::NotFinite)?;
         let mut helm = self.helm.take();
         let rule = helm.as_mut().map_or(Rule::Free, |helm| helm.rule(&self.stop_ids));
-        let drawn = self.draw(workspace, logits, position, &rule);
+        let drawn = self.draw(workspace, (logits, best), position, &rule);
         self.helm = helm;
         drawn
     }
 
+    /// `best` is the greatest of the logits.
     fn draw(
         &self,
         workspace: &mut Workspace,
-        logits: &[f32],
+        (logits, best): (&[f32], f32),
         position: u64,
         rule: &Rule<'_>,
     ) -> Result<u32, Failure> {
@@ -125,7 +128,7 @@ impl Sampler {
             Rule::Nothing => return Err(Failure::NothingAllowed),
             Rule::Broken => return Err(Failure::Steering),
             Rule::Free if greedy && !self.has_rules() => {
-                return math::argmax(logits).ok_or(Failure::NothingAllowed);
+                return math::index_of(logits, best).ok_or(Failure::NothingAllowed);
             }
             Rule::Free | Rule::Unended | Rule::Mask { .. } | Rule::Complete => {}
         }
@@ -311,10 +314,7 @@ pub fn logprobs(
     id: u32,
     count: usize,
 ) -> Result<TokenLogprobs, Failure> {
-    if !math::all_finite(logits) {
-        return Err(Failure::NotFinite);
-    }
-    let best = math::max(logits);
+    let best = math::finite_max(logits).ok_or(Failure::NotFinite)?;
     let log_sum = math::sum(logits.iter().map(|&logit| math::exp(logit - best))).ln();
     let logprob = |logit: f32| (f64::from(logit) - f64::from(best) - log_sum).min(0.0) as f32;
     top(logits, count, f32::NEG_INFINITY, &mut workspace.candidates);
