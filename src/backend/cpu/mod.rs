@@ -19,7 +19,7 @@ use super::{
     host::{Buffer, Routes, State},
 };
 use crate::model::config::{Attention, Mamba, Moe};
-use crate::ops::{self, linear::Epilogue, linear::relu2};
+use crate::ops::{self, linear::Epilogue};
 use crate::weights::Linear;
 use simd::{Isa, Output, Tokens};
 
@@ -133,7 +133,7 @@ impl Cpu {
                 to,
                 tokens,
                 &mut scratch.rows,
-                &mut |r: usize, t: usize, y: f32| {
+                &mut |r: usize, t: usize, y: &mut [f32]| {
                     // SAFETY: pieces have disjoint rows r, which are columns of the output.
                     unsafe { output.apply(t, r, y, epilogue) }
                 },
@@ -422,7 +422,9 @@ impl Backend for Cpu {
             let (logits, selection) = scores.split_at_mut(experts);
             for t in from..to {
                 let one = Tokens::all(u.row(t), 1);
-                simd::rows(isa, gate, 0, experts, one, rows, &mut |r: usize, _: usize, y: f32| logits[r] = y);
+                simd::rows(isa, gate, 0, experts, one, rows, &mut |r: usize, _: usize, y: &mut [f32]| {
+                    logits[r..][..y.len()].copy_from_slice(y)
+                });
                 // SAFETY: pieces have disjoint tokens, which are rows of ids and weights.
                 let (ids, weights) = unsafe { (ids.slice(t, 0, chosen), weights.slice(t, 0, chosen)) };
                 ops::route::choose(shape, bias, logits, &mut selection[..experts], ids, weights);
@@ -463,9 +465,9 @@ impl Backend for Cpu {
                 };
                 let end = (rows + ROWS_PER_PIECE).min(inner);
                 let weight = &up[expert as usize];
-                let sink = &mut |r: usize, i: usize, y: f32| {
+                let sink = &mut |r: usize, i: usize, y: &mut [f32]| {
                     // SAFETY: one unit of work owns these rows of this expert's pairs.
-                    unsafe { hidden.apply(pairs[i] as usize, r, relu2(y), Epilogue::Store) }
+                    unsafe { hidden.apply(pairs[i] as usize, r, y, Epilogue::Relu2) }
                 };
                 simd::rows(isa, weight, rows, end, x, &mut scratch.rows, sink);
                 if precision != Precision::F32 {
@@ -491,10 +493,11 @@ impl Backend for Cpu {
                 let pairs = &pairs[range(expert)];
                 let x = Tokens { x: middle, rows: Some(pairs), divisor: 1, count: pairs.len() };
                 let weight = &down[expert as usize];
-                let sink = &mut |r: usize, i: usize, y: f32| {
+                let sink = &mut |r: usize, i: usize, y: &mut [f32]| {
                     let pair = pairs[i] as usize;
+                    y.iter_mut().for_each(|y| *y *= routes.weights[pair]);
                     // SAFETY: pieces have disjoint rows r, which are columns of the output.
-                    unsafe { output.apply(pair / chosen, r, routes.weights[pair] * y, Epilogue::Add) }
+                    unsafe { output.apply(pair / chosen, r, y, Epilogue::Add) }
                 };
                 simd::rows(isa, weight, from, to, x, &mut scratch.rows, sink);
             }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{E2M1, E4M3, Rows, portable};
+use super::{E2M1, E4M3, ROWS, Rows, Sums, portable};
 
 /// A row of a weight from which 16 f32 can be had at multiples of 16.
 trait Row: Copy {
@@ -86,15 +86,9 @@ impl Row for Nvfp4Row {
 }
 
 /// See [`super::tile`]. Panics if a row or an operand is shorter than `width`.
-pub fn tile(
-    rows: &Rows<'_>,
-    first: usize,
-    count: usize,
-    width: usize,
-    x: &[&[f32]],
-    sums: &mut [[f32; 4]; 4],
-) {
-    assert!(x.iter().all(|x| x.len() >= width) && count <= 4 && (1..=4).contains(&x.len()));
+pub fn tile(rows: &Rows<'_>, first: usize, count: usize, width: usize, x: &[&[f32]], sums: &mut Sums) {
+    assert!(x.iter().all(|x| x.len() >= width) && (1..=4).contains(&x.len()));
+    assert!((1..=ROWS).contains(&count));
     let last = (first + count) * width;
     let fits = match rows {
         Rows::F32(data) => data.len() >= last * 4,
@@ -126,10 +120,10 @@ pub fn tile(
         }
     }
     for k in width / 16 * 16..width {
-        for (i, sums) in sums.iter_mut().enumerate().take(count) {
+        for i in 0..count {
             let w = portable::element(*rows, first + i, width, k);
-            for (sum, x) in sums.iter_mut().zip(x) {
-                *sum = w.mul_add(x[k], *sum);
+            for (sums, x) in sums.iter_mut().zip(x) {
+                sums[i] = w.mul_add(x[k], sums[i]);
             }
         }
     }
@@ -141,7 +135,7 @@ fn load_table() -> __m512 {
     unsafe { _mm512_loadu_ps(E2M1.as_ptr()) }
 }
 
-/// Picks the instance for the number of tokens; missing rows repeat the last one and are not stored.
+/// Picks the shape of 16 (row, token) pairs for the number of tokens; missing rows repeat the last one.
 ///
 /// # Safety
 /// AVX-512 F, BW, DQ and VL must be there; rows and operands must have `width` elements.
@@ -151,31 +145,56 @@ unsafe fn tokens<R: Row>(
     count: usize,
     width: usize,
     x: &[&[f32]],
-    sums: &mut [[f32; 4]; 4],
+    sums: &mut Sums,
 ) {
-    let rows = [row(0), row(1), row(2), row(3)];
-    // SAFETY: passed on from the caller.
+    let zero = _mm512_setzero_ps();
+    // SAFETY: passed on from the caller; every store is of a part of 16 numbers that begins in it.
     unsafe {
-        match x.len() {
-            1 => lanes::<R, 1>(rows, count, width, [x[0]], sums),
-            2 => lanes::<R, 2>(rows, count, width, [x[0], x[1]], sums),
-            3 => lanes::<R, 3>(rows, count, width, [x[0], x[1], x[2]], sums),
-            _ => lanes::<R, 4>(rows, count, width, [x[0], x[1], x[2], x[3]], sums),
+        if let [x] = *x {
+            let low = lanes::<R, 8, 1>(std::array::from_fn(&row), width, [x]);
+            let high = lanes::<R, 8, 1>(std::array::from_fn(|i| row(8 + i)), width, [x]);
+            // Sum 4 q + j of the result is that of register 4 q + j.
+            let all = std::array::from_fn(|i| if i < 8 { low[i][0] } else { high[i - 8][0] });
+            _mm512_storeu_ps(sums[0].as_mut_ptr(), reduce(all));
+        } else if let [x, y] = *x {
+            for first in (0..count).step_by(8) {
+                let pairs = lanes::<R, 8, 2>(std::array::from_fn(|i| row(first + i)), width, [x, y]);
+                let all = reduce(std::array::from_fn(|i| pairs[i % 8][i / 8]));
+                _mm256_storeu_ps(sums[0].as_mut_ptr().add(first), _mm512_castps512_ps256(all));
+                _mm256_storeu_ps(sums[1].as_mut_ptr().add(first), _mm512_extractf32x8_ps::<1>(all));
+            }
+        } else {
+            for first in (0..count).step_by(4) {
+                let rows = std::array::from_fn(|i| row(first + i));
+                let all = if let [x, y, z] = *x {
+                    let pairs = lanes::<R, 4, 3>(rows, width, [x, y, z]);
+                    reduce(std::array::from_fn(|i| if i < 12 { pairs[i % 4][i / 4] } else { zero }))
+                } else {
+                    let pairs = lanes::<R, 4, 4>(rows, width, [x[0], x[1], x[2], x[3]]);
+                    reduce(std::array::from_fn(|i| pairs[i % 4][i / 4]))
+                };
+                let store = |sums: &mut [f32; ROWS], part| _mm_storeu_ps(sums.as_mut_ptr().add(first), part);
+                store(&mut sums[0], _mm512_castps512_ps128(all));
+                store(&mut sums[1], _mm512_extractf32x4_ps::<1>(all));
+                store(&mut sums[2], _mm512_extractf32x4_ps::<2>(all));
+                store(&mut sums[3], _mm512_extractf32x4_ps::<3>(all));
+            }
         }
     }
 }
 
+/// 16 running sums for each of R rows and T tokens.
+///
 /// # Safety
 /// As for [`tokens`].
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn lanes<R: Row, const T: usize>(
-    rows: [R; 4],
-    count: usize,
+unsafe fn lanes<R: Row, const ROWS: usize, const T: usize>(
+    rows: [R; ROWS],
     width: usize,
     x: [&[f32]; T],
-    sums: &mut [[f32; 4]; 4],
-) {
-    let mut lanes = [[_mm512_setzero_ps(); T]; 4];
+) -> [[__m512; T]; ROWS] {
+    let mut lanes = [[_mm512_setzero_ps(); T]; ROWS];
     let mut k = 0;
     while k + 16 <= width {
         let mut operands = [_mm512_setzero_ps(); T];
@@ -192,9 +211,30 @@ unsafe fn lanes<R: Row, const T: usize>(
         }
         k += 16;
     }
-    for (lanes, sums) in lanes.iter().zip(sums.iter_mut()).take(count) {
-        for (lane, sum) in lanes.iter().zip(sums.iter_mut()) {
-            *sum = _mm512_reduce_add_ps(*lane);
-        }
-    }
+    lanes
+}
+
+/// Adds up the lanes of 16 registers at once: number i of the result is the sum of register i, with the tree of
+/// [`super::reduce`], in which a lane meets the one 8, 4, 2 and 1 further on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub fn reduce(all: [__m512; 16]) -> __m512 {
+    let by_8 = |a, b| {
+        let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+    };
+    let by_4 = |a, b| {
+        let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
+    };
+    // Four registers whose number is i in their group of four: a quarter of the result for each of them.
+    let quarters = |i: usize| by_4(by_8(all[i], all[i + 4]), by_8(all[i + 8], all[i + 12]));
+    let by_2 = |a, b| {
+        let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+        let low = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+        _mm512_add_ps(low, _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)))
+    };
+    let (even, odd) = (by_2(quarters(0), quarters(1)), by_2(quarters(2), quarters(3)));
+    let low = _mm512_shuffle_ps::<0b10_00_10_00>(even, odd);
+    _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_01_11_01>(even, odd))
 }

@@ -208,14 +208,20 @@ impl<'a> Tokens<'a> {
     }
 }
 
-/// What a [`Sink`] is told: row `r` of the weight times token `i` is `y`.
+/// Rows of a weight in one tile.
+const ROWS: usize = 16;
+
+/// Products of a tile: for each of up to 4 tokens, those of its rows.
+type Sums = [[f32; ROWS]; 4];
+
+/// What a [`Sink`] is told: rows from `r` on of the weight times token `i` are `y`, which it may change.
 pub trait Sink {
-    fn put(&mut self, r: usize, i: usize, y: f32);
+    fn put(&mut self, r: usize, i: usize, y: &mut [f32]);
 }
 
-impl<F: FnMut(usize, usize, f32)> Sink for F {
+impl<F: FnMut(usize, usize, &mut [f32])> Sink for F {
     #[inline(always)]
-    fn put(&mut self, r: usize, i: usize, y: f32) {
+    fn put(&mut self, r: usize, i: usize, y: &mut [f32]) {
         self(r, i, y)
     }
 }
@@ -231,57 +237,55 @@ pub fn rows(
     scratch: &mut [f32],
     sink: &mut impl Sink,
 ) {
-    const ROWS: usize = 4;
+    /// Rows that are decoded together: a copy of more leaves the L1 cache.
+    const DECODED: usize = 4;
     /// From here on a decoded copy in the L1 cache is cheaper than decoding again. Decoding in registers costs two to
     /// six instructions per 16 weights and 4 tokens, so a copy has to serve many.
     const DECODE_ONCE: usize = 32;
-    let width = weight.cols;
-    let mut r = from;
-    while r < to {
-        let count = ROWS.min(to - r);
-        if tokens.count >= DECODE_ONCE && !matches!(weight.format, Format::F32) {
-            let scratch = &mut scratch[..count * width];
-            for (i, row) in scratch.chunks_exact_mut(width).enumerate() {
-                decode(isa, weight, r + i, row);
-            }
-            let decoded = Rows::F32(bytemuck_cast(scratch));
-            token_tiles(isa, &decoded, weight_scale(weight), 0, count, width, tokens, &mut |i, t, y| {
-                sink.put(r + i, t, y)
-            });
-        } else {
-            let stored = Rows::of(weight);
-            token_tiles(isa, &stored, weight_scale(weight), r, count, width, tokens, &mut |i, t, y| {
-                sink.put(r + i, t, y)
-            });
+    let (width, scale) = (weight.cols, weight_scale(weight));
+    if tokens.count < DECODE_ONCE || matches!(weight.format, Format::F32) {
+        let stored = Rows::of(weight);
+        for r in (from..to).step_by(ROWS) {
+            token_tiles(isa, &stored, scale, (r, r), ROWS.min(to - r), width, tokens, sink);
         }
-        r += count;
+        return;
+    }
+    for r in (from..to).step_by(DECODED) {
+        let count = DECODED.min(to - r);
+        let scratch = &mut scratch[..count * width];
+        for (i, row) in scratch.chunks_exact_mut(width).enumerate() {
+            decode(isa, weight, r + i, row);
+        }
+        let decoded = Rows::F32(bytemuck_cast(scratch));
+        token_tiles(isa, &decoded, scale, (0, r), count, width, tokens, sink);
     }
 }
 
-/// Runs tiles of at most 4 tokens over `count` rows from `first`.
+/// Runs tiles of at most 4 tokens over `count` rows from `first`, which the sink knows as rows from `named` on.
 fn token_tiles(
     isa: Isa,
     rows: &Rows<'_>,
     scale: f32,
-    first: usize,
+    (first, named): (usize, usize),
     count: usize,
     width: usize,
     tokens: Tokens<'_>,
-    sink: &mut impl FnMut(usize, usize, f32),
+    sink: &mut impl Sink,
 ) {
-    let mut sums = [[0.0f32; 4]; 4];
+    let mut sums = [[0.0f32; ROWS]; 4];
     let mut t = 0;
     while t < tokens.count {
         let batch = (tokens.count - t).min(4);
         let mut x = [tokens.row(t, width); 4];
-        for (i, x) in x.iter_mut().enumerate().take(batch) {
+        for (i, x) in x.iter_mut().enumerate().take(batch).skip(1) {
             *x = tokens.row(t + i, width);
         }
         tile(isa, rows, first, count, width, &x[..batch], &mut sums);
-        for (i, sums) in sums.iter().enumerate().take(count) {
-            for (j, &sum) in sums.iter().enumerate().take(batch) {
-                sink(i, t + j, sum * scale);
+        for (j, sums) in sums.iter_mut().enumerate().take(batch) {
+            for sum in sums.iter_mut() {
+                *sum *= scale;
             }
+            sink.put(named, t + j, &mut sums[..count]);
         }
         t += batch;
     }
@@ -323,16 +327,8 @@ fn bytemuck_cast(values: &[f32]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
-/// sums[i][j] = row (first + i) · x[j], for `count` rows and up to 4 tokens of `width` numbers.
-fn tile(
-    isa: Isa,
-    rows: &Rows<'_>,
-    first: usize,
-    count: usize,
-    width: usize,
-    x: &[&[f32]],
-    sums: &mut [[f32; 4]; 4],
-) {
+/// sums[j][i] = row (first + i) · x[j], for up to 16 rows and up to 4 tokens of `width` numbers.
+fn tile(isa: Isa, rows: &Rows<'_>, first: usize, count: usize, width: usize, x: &[&[f32]], sums: &mut Sums) {
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 {
         return avx512::tile(rows, first, count, width, x, sums);
@@ -377,14 +373,18 @@ impl<T> Output<T> {
 }
 
 impl Output {
+    /// `y` goes to columns from `column` on of `row`.
+    ///
     /// # Safety
-    /// As for [`Output::slice`], for element `(row, column)`.
+    /// As for [`Output::slice`].
     #[inline(always)]
-    pub unsafe fn apply(self, row: usize, column: usize, y: f32, epilogue: Epilogue) {
-        let at = row * self.width + column;
-        debug_assert!(column < self.width && at < self.len);
-        // SAFETY: in bounds by the assertion's condition, unshared by the caller's promise.
-        unsafe { epilogue.apply(y, &mut *self.data.add(at)) }
+    pub unsafe fn apply(self, row: usize, column: usize, y: &[f32], epilogue: Epilogue) {
+        // SAFETY: passed on from the caller.
+        let out = unsafe { self.slice(row, column, y.len()) };
+        match epilogue {
+            Epilogue::Store => out.copy_from_slice(y),
+            epilogue => out.iter_mut().zip(y).for_each(|(out, &y)| epilogue.apply(y, out)),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The tile as plain Rust over 16 lanes, which the compiler turns into AVX2 or NEON where it may.
 
-use super::{E2M1, E4M3, Rows, fma, reduce, versions};
+use super::{E2M1, E4M3, Rows, Sums, fma, reduce, versions};
 
 /// 2^120: moves an E4M3 exponent, shifted into the f32 field, to its place.
 const E4M3_REBIAS: f32 = f32::from_bits((120 + 127) << 23);
@@ -102,7 +102,7 @@ fn tile_body<const FMA: bool>(
     count: usize,
     width: usize,
     x: &[&[f32]],
-    sums: &mut [[f32; 4]; 4],
+    sums: &mut Sums,
 ) {
     // A match out here lets each arm's inner loop know its format.
     match rows {
@@ -123,10 +123,10 @@ fn one_format<const FMA: bool>(
     count: usize,
     width: usize,
     x: &[&[f32]],
-    sums: &mut [[f32; 4]; 4],
+    sums: &mut Sums,
 ) {
     let blocks = width / 16;
-    for (i, sums) in sums.iter_mut().enumerate().take(count) {
+    for i in 0..count {
         let mut lanes = [[0.0f32; 16]; 4];
         for block in 0..blocks {
             let w = block16(rows, first + i, width, block);
@@ -137,11 +137,12 @@ fn one_format<const FMA: bool>(
                 }
             }
         }
-        for ((sum, lanes), x) in sums.iter_mut().zip(lanes).zip(x) {
-            *sum = reduce(lanes);
+        for ((sums, lanes), x) in sums.iter_mut().zip(lanes).zip(x) {
+            let mut sum = reduce(lanes);
             for k in 16 * blocks..width {
-                *sum = fma::<FMA>(element(rows, first + i, width, k), x[k], *sum);
+                sum = fma::<FMA>(element(rows, first + i, width, k), x[k], sum);
             }
+            sums[i] = sum;
         }
     }
 }
@@ -166,7 +167,7 @@ versions! {
         count: usize,
         width: usize,
         x: &[&[f32]],
-        sums: &mut [[f32; 4]; 4],
+        sums: &mut Sums,
     )
 }
 
