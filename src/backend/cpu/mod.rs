@@ -45,7 +45,7 @@ struct Scratch {
     scores: Vec<f32>,
     /// One head's keys or values of one block, decoded.
     page: Vec<f32>,
-    /// The state of one head, which drafts advance and nobody keeps.
+    /// A row and the state of one head, where they are worked on and not kept.
     state: Vec<f32>,
 }
 
@@ -220,7 +220,7 @@ impl Backend for Cpu {
     }
 
     fn state(&mut self, plan: &StatePlan) -> State {
-        let head = plan.mamba.iter().map(|m| m.head_dim * m.state_size).max().unwrap_or(0);
+        let head = plan.mamba.iter().map(|m| (m.head_dim + 1) * m.state_size).max().unwrap_or(0);
         let page = plan.attention.iter().map(|a| plan.block_len * a.head_dim).max().unwrap_or(0);
         for scratch in &mut self.scratch {
             scratch.scores.resize(scratch.scores.len().max(plan.blocks * plan.block_len), 0.0);

@@ -1,4 +1,10 @@
 //! The recurrence of a Mamba layer, by heads.
+//!
+//! A row of the state is read once and written once per block of tokens, whatever becomes of them: replayed
+//! drafts, certain tokens and drafts differ only in whether their result is read and the state after them kept.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -10,16 +16,34 @@ use crate::ops::cells::{Cells, Rounding};
 use crate::ops::lanes::Lanes;
 use crate::ops::ssm;
 
-/// What advances a state: consecutive tokens of one sequence, in a step or in a lane.
+/// Tokens that pass over a row of a state while it is in registers.
+const BLOCK: usize = 16;
+
+/// What one token does to one head, and where its result goes.
 #[derive(Clone, Copy)]
-struct Rows<'a> {
-    /// [count, c], convolved.
-    xbc: &'a [f32],
-    /// Raw dt, `[., H]` at the end of rows of `stride`.
-    dt: &'a [f32],
-    stride: usize,
-    /// Of the first of them in the sequence.
+struct Token<'a> {
+    /// [P]
+    x: &'a [f32],
+    /// [N]
+    b: &'a [f32],
+    /// [N]
+    c: &'a [f32],
+    dt: f32,
+    decay: f32,
+    /// In the sequence.
     position: u32,
+    /// Row of the output.
+    row: usize,
+}
+
+/// Consecutive tokens of one sequence.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    tokens: &'a [Token<'a>],
+    /// The first so many are replayed: nobody reads their result.
+    replayed: usize,
+    /// The state is kept as it is after so many of them.
+    kept: usize,
 }
 
 /// What is one head's own: its index and its constants.
@@ -34,104 +58,70 @@ struct Head {
     rounded: Option<u32>,
 }
 
-impl Head {
-    /// dt and decay of the token at `row`.
-    #[inline(always)]
-    fn step(&self, shape: &Mamba, rows: Rows<'_>, row: usize) -> (f32, f32) {
-        let raw = rows.dt[(row + 1) * rows.stride - shape.heads + self.index];
-        let dt = ssm::step_size(raw, self.dt_bias, shape.dt_limit);
-        (dt, (dt * self.rate).exp())
-    }
-
-    /// What is left to do with a state after the token at `position`.
-    #[inline(always)]
-    fn settle(&self, position: u32, state: &mut [f32]) {
-        let Some(layer) = self.rounded else { return };
-        let rounding = Rounding::new(position, layer, self.index as u32);
-        for (element, value) in state.iter_mut().enumerate() {
-            *value = rounding.apply(element as u32, *value);
-        }
-    }
-}
-
-/// Advances `state` [P, N] by `count` tokens; `output`, row `first` on, receives their results.
+/// `state` [P, N]: row by row, every token of the block. `row` [N] is scratch.
 #[inline(always)]
-fn scan_body<const FMA: bool>(
-    shape: &Mamba,
+fn advance_body<const FMA: bool>(
     head: Head,
-    rows: Rows<'_>,
-    count: usize,
+    block: Block<'_>,
     state: &mut [f32],
+    row: &mut [f32],
     output: Output,
-    first: usize,
 ) {
-    let &Mamba { head_dim: p, state_size: n, groups, .. } = shape;
-    let (d, c) = (shape.inner(), shape.conv_channels());
-    let group = head.index / (shape.heads / groups);
-    for token in 0..count {
-        let row = &rows.xbc[token * c..][..c];
-        let b = &row[d + group * n..][..n];
-        let cc = &row[d + (groups + group) * n..][..n];
-        let (dt, decay) = head.step(shape, rows, token);
-        // SAFETY: the caller owns this head's columns of the output.
-        let out = unsafe { output.slice(first + token, head.index * p, p) };
-        for ((out, &x), s) in out.iter_mut().zip(&row[head.index * p..]).zip(state.chunks_exact_mut(n)) {
-            let input = dt * x;
-            let mut lanes = [0.0f32; 16];
-            let (mut s16, mut b16, mut c16) =
-                (s.chunks_exact_mut(16), b.chunks_exact(16), cc.chunks_exact(16));
-            for ((s, b), c) in s16.by_ref().zip(b16.by_ref()).zip(c16.by_ref()) {
-                for l in 0..16 {
-                    s[l] = fma::<FMA>(s[l], decay, input * b[l]);
-                    lanes[l] = fma::<FMA>(s[l], c[l], lanes[l]);
+    for (p, state) in state.chunks_exact_mut(row.len()).enumerate() {
+        row.copy_from_slice(state);
+        for (i, token) in block.tokens.iter().enumerate() {
+            let x = token.x[p];
+            let y = advance_row::<FMA>(token, token.dt * x, row);
+            if let Some(layer) = head.rounded {
+                let rounding = Rounding::new(token.position, layer, head.index as u32);
+                for (j, value) in row.iter_mut().enumerate() {
+                    *value = rounding.apply((p * state.len() + j) as u32, *value);
                 }
             }
-            let mut y = reduce(lanes);
-            let rest = s16.into_remainder().iter_mut().zip(b16.remainder()).zip(c16.remainder());
-            for ((s, &b), &c) in rest {
-                *s = fma::<FMA>(*s, decay, input * b);
-                y = fma::<FMA>(*s, c, y);
+            if i >= block.replayed {
+                // SAFETY: the caller owns this head's columns of the output.
+                let out = unsafe { output.slice(token.row, head.index * token.x.len() + p, 1) };
+                out[0] = fma::<FMA>(head.d, x, y);
             }
-            *out = fma::<FMA>(head.d, x, y);
+            if i + 1 == block.kept {
+                state.copy_from_slice(row);
+            }
         }
-        head.settle(rows.position + token as u32, state);
     }
 }
 
-versions! {
-    fn scan = scan_body(
-        shape: &Mamba,
-        head: Head,
-        rows: Rows<'_>,
-        count: usize,
-        state: &mut [f32],
-        output: Output,
-        first: usize,
-    )
-}
-
-/// The state half of [`scan`], operation for operation, so that a replayed token leaves the bits it would have left.
+/// One row of a state and one token; returns the product with C.
 #[inline(always)]
-fn replay_body<const FMA: bool>(shape: &Mamba, head: Head, rows: Rows<'_>, count: usize, state: &mut [f32]) {
-    let &Mamba { head_dim: p, state_size: n, groups, .. } = shape;
-    let (d, c) = (shape.inner(), shape.conv_channels());
-    let group = head.index / (shape.heads / groups);
-    for token in 0..count {
-        let row = &rows.xbc[token * c..][..c];
-        let b = &row[d + group * n..][..n];
-        let (dt, decay) = head.step(shape, rows, token);
-        for (&x, s) in row[head.index * p..].iter().zip(state.chunks_exact_mut(n)) {
-            let input = dt * x;
-            for (s, &b) in s.iter_mut().zip(b) {
-                *s = fma::<FMA>(*s, decay, input * b);
-            }
+fn advance_row<const FMA: bool>(token: &Token<'_>, input: f32, row: &mut [f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let mut s16 = row.chunks_exact_mut(16);
+    let (mut b16, mut c16) = (token.b.chunks_exact(16), token.c.chunks_exact(16));
+    for ((s, b), c) in s16.by_ref().zip(b16.by_ref()).zip(c16.by_ref()) {
+        for l in 0..16 {
+            s[l] = fma::<FMA>(s[l], token.decay, input * b[l]);
+            lanes[l] = fma::<FMA>(s[l], c[l], lanes[l]);
         }
-        head.settle(rows.position + token as u32, state);
     }
+    let mut y = reduce(lanes);
+    let rest = s16.into_remainder().iter_mut().zip(b16.remainder()).zip(c16.remainder());
+    for ((s, &b), &c) in rest {
+        *s = fma::<FMA>(*s, token.decay, input * b);
+        y = fma::<FMA>(*s, c, y);
+    }
+    y
 }
 
 versions! {
-    fn replay = replay_body(shape: &Mamba, head: Head, rows: Rows<'_>, count: usize, state: &mut [f32])
+    fn advance_any = advance_body(head: Head, block: Block<'_>, state: &mut [f32], row: &mut [f32], output: Output)
+}
+
+/// Advances `state` [P, N] by the block; `row` [N] is scratch.
+fn advance(isa: Isa, head: Head, block: Block<'_>, state: &mut [f32], row: &mut [f32], output: Output) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && head.rounded.is_none() && avx512::fits(state.len() / row.len(), row.len()) {
+        return avx512::advance(head, block, state, output);
+    }
+    advance_any(isa, head, block, state, row, output);
 }
 
 /// [places * H, P * N], as they are kept.
@@ -172,17 +162,18 @@ pub struct Scan<'a> {
 
 impl Scan<'_> {
     /// One head of one sequence: as `ops::ssm::reference`, but for the rows it leaves in the lane.
-    /// `scratch` [P * N] takes the state that drafts advance.
+    /// `scratch` [(P + 1) * N] takes a row, and a state that is not kept as f32.
     ///
     /// # Safety
     /// No other thread may touch this head of the sequence's places and of its lane, and its columns of the output.
     pub unsafe fn run(&self, sequence: &SequenceInputs, saves: &[Save], head: usize, scratch: &mut [f32]) {
+        let (row, scratch) = scratch.split_at_mut(self.shape.state_size);
         let scratch = &mut scratch[..self.shape.head_dim * self.shape.state_size];
         // SAFETY: passed on from the caller.
         unsafe {
             match self.states {
-                States::F32(states) => self.run_in_place(states, sequence, saves, head, scratch),
-                States::F16(states) => self.run_in_scratch(states, sequence, saves, head, scratch),
+                States::F32(states) => self.run_in_place(states, sequence, saves, head, scratch, row),
+                States::F16(states) => self.run_in_scratch(states, sequence, saves, head, scratch, row),
             }
         }
     }
@@ -196,10 +187,11 @@ impl Scan<'_> {
         saves: &[Save],
         head: usize,
         scratch: &mut [f32],
+        row: &mut [f32],
     ) {
-        let row = |place: u32| place as usize * self.shape.heads + head;
+        let at = |place: u32| place as usize * self.shape.heads + head;
         // SAFETY: passed on from the caller; the three places are apart.
-        let place = |place: u32| unsafe { states.slice(row(place), 0, scratch.len()) };
+        let place = |place: u32| unsafe { states.slice(at(place), 0, scratch.len()) };
         let head = self.head(head, None);
         let state = place(sequence.slot);
         if sequence.past == 0 {
@@ -207,17 +199,23 @@ impl Scan<'_> {
         } else if sequence.source != sequence.slot {
             state.copy_from_slice(place(sequence.source));
         }
-        self.replay(sequence, head, state);
         let mut done = 0;
         for save in saves {
-            self.scan(sequence, head, (done, save.after), state);
-            done = save.after;
+            let end = sequence.replay + save.after;
+            self.pass(sequence, head, (done, end), state, row);
+            done = end;
             place(save.to).copy_from_slice(state);
         }
-        self.scan(sequence, head, (done, sequence.certain()), state);
-        if sequence.drafts > 0 {
+        let (certain, all) = (sequence.replay + sequence.certain(), sequence.replay + sequence.count);
+        // Drafts go on from the last certain tokens in registers, where they fit, and are forgotten with them.
+        let last = certain - (certain - done).min(BLOCK as u32);
+        self.pass(sequence, head, (done, last), state, row);
+        if (all - last) as usize <= BLOCK {
+            self.block(sequence, head, (last, all), certain - last, state, row);
+        } else {
+            self.pass(sequence, head, (last, certain), state, row);
             scratch.copy_from_slice(state);
-            self.scan(sequence, head, (sequence.certain(), sequence.count), scratch);
+            self.pass(sequence, head, (certain, all), scratch, row);
         }
     }
 
@@ -230,25 +228,27 @@ impl Scan<'_> {
         saves: &[Save],
         head: usize,
         state: &mut [f32],
+        row: &mut [f32],
     ) {
-        let (row, size) = (|place: u32| place as usize * self.shape.heads + head, state.len());
+        let (at, size) = (|place: u32| place as usize * self.shape.heads + head, state.len());
         // SAFETY: passed on from the caller.
-        let place = |place: u32| unsafe { states.slice(row(place), 0, size) };
+        let place = |place: u32| unsafe { states.slice(at(place), 0, size) };
         let head = self.head(head, Some(self.layer as u32));
         match sequence.past {
             0 => state.fill(0.0),
             _ => place(sequence.source).convert_to_f32_slice(state),
         }
-        self.replay(sequence, head, state);
         let mut done = 0;
         for save in saves {
-            self.scan(sequence, head, (done, save.after), state);
-            done = save.after;
+            let end = sequence.replay + save.after;
+            self.pass(sequence, head, (done, end), state, row);
+            done = end;
             place(save.to).convert_from_f32_slice(state);
         }
-        self.scan(sequence, head, (done, sequence.certain()), state);
+        let certain = sequence.replay + sequence.certain();
+        self.pass(sequence, head, (done, certain), state, row);
         place(sequence.slot).convert_from_f32_slice(state);
-        self.scan(sequence, head, (sequence.certain(), sequence.count), state);
+        self.pass(sequence, head, (certain, sequence.replay + sequence.count), state, row);
     }
 
     fn head(&self, index: usize, rounded: Option<u32>) -> Head {
@@ -256,30 +256,66 @@ impl Scan<'_> {
         Head { index, rate, d: self.heads.d[index], dt_bias: self.heads.dt_bias[index], rounded }
     }
 
-    /// Advances `state` by the accepted drafts in the lane.
-    fn replay(&self, sequence: &SequenceInputs, head: Head, state: &mut [f32]) {
-        if sequence.replay == 0 {
-            return;
-        }
-        let row = sequence.lane as usize * self.lanes.drafts;
-        let rows = Rows {
-            xbc: &self.lanes.xbc[row * self.shape.conv_channels()..],
-            dt: &self.lanes.dt[row * self.shape.heads..],
-            stride: self.shape.heads,
-            position: sequence.past - sequence.replay,
+    /// Token `index` of the sequence, counted from the first that is replayed.
+    fn token(&self, sequence: &SequenceInputs, head: Head, index: u32) -> Token<'_> {
+        let &Mamba { heads, head_dim: p, state_size: n, groups, .. } = self.shape;
+        let (d, c) = (self.shape.inner(), self.shape.conv_channels());
+        let row = (sequence.first + index.saturating_sub(sequence.replay)) as usize;
+        let (xbc, raw) = if index < sequence.replay {
+            let row = sequence.lane as usize * self.lanes.drafts + index as usize;
+            (&self.lanes.xbc[row * c..][..c], self.lanes.dt[row * heads + head.index])
+        } else {
+            let raw = self.projected[(row + 1) * self.shape.projection() - heads + head.index];
+            (&self.xbc[row * c..][..c], raw)
         };
-        replay(self.isa, self.shape, head, rows, sequence.replay as usize, state);
+        let group = head.index / (heads / groups);
+        let dt = ssm::step_size(raw, head.dt_bias, self.shape.dt_limit);
+        Token {
+            x: &xbc[head.index * p..][..p],
+            b: &xbc[d + group * n..][..n],
+            c: &xbc[d + (groups + group) * n..][..n],
+            dt,
+            decay: (dt * head.rate).exp(),
+            position: sequence.past - sequence.replay + index,
+            row,
+        }
     }
 
-    /// Advances `state` by the tokens `from..to` of the sequence in this step.
-    fn scan(&self, sequence: &SequenceInputs, head: Head, (from, to): (u32, u32), state: &mut [f32]) {
-        let first = (sequence.first + from) as usize;
-        let rows = Rows {
-            xbc: &self.xbc[first * self.shape.conv_channels()..],
-            dt: &self.projected[first * self.shape.projection()..],
-            stride: self.shape.projection(),
-            position: sequence.past + from,
-        };
-        scan(self.isa, self.shape, head, rows, (to - from) as usize, state, self.output, first);
+    /// Advances `state` by the tokens `from..to`, counted from the first that is replayed.
+    fn pass(
+        &self,
+        sequence: &SequenceInputs,
+        head: Head,
+        (from, to): (u32, u32),
+        state: &mut [f32],
+        row: &mut [f32],
+    ) {
+        for from in (from..to).step_by(BLOCK) {
+            let to = to.min(from + BLOCK as u32);
+            self.block(sequence, head, (from, to), to - from, state, row);
+        }
+    }
+
+    /// As [`Scan::pass`] for at most [`BLOCK`] tokens, of which the first `kept` advance the state.
+    fn block(
+        &self,
+        sequence: &SequenceInputs,
+        head: Head,
+        (from, to): (u32, u32),
+        kept: u32,
+        state: &mut [f32],
+        row: &mut [f32],
+    ) {
+        if from == to {
+            return;
+        }
+        let mut tokens = [self.token(sequence, head, from); BLOCK];
+        let count = (to - from) as usize;
+        for (token, index) in tokens[..count].iter_mut().zip(from..to).skip(1) {
+            *token = self.token(sequence, head, index);
+        }
+        let replayed = sequence.replay.saturating_sub(from) as usize;
+        let block = Block { tokens: &tokens[..count], replayed, kept: kept as usize };
+        advance(self.isa, head, block, state, row, self.output);
     }
 }

@@ -5,7 +5,7 @@
 //! many tokens share the step nor on how rows are split among threads.
 
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub mod avx512;
 mod portable;
 
 use crate::ops::linear::Epilogue;

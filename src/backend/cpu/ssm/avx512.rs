@@ -1,0 +1,123 @@
+//! The recurrence in AVX-512, where rows of a state are 128 numbers: two rows stay in registers over the tokens.
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use super::{BLOCK, Block, Head, Token};
+use crate::backend::cpu::simd::{Output, avx512::reduce};
+
+/// Registers of a row.
+const REGISTERS: usize = 8;
+/// Rows whose results are added up and written together.
+const ROWS: usize = 16;
+/// Rows in registers at once.
+const HELD: usize = 2;
+
+/// Running sums of [`ROWS`] rows for each token.
+type Sums = [[MaybeUninit<__m512>; ROWS]; BLOCK];
+
+/// Whether [`advance`] can do heads of `rows` rows of `width` numbers.
+pub fn fits(rows: usize, width: usize) -> bool {
+    rows.is_multiple_of(ROWS) && width == 16 * REGISTERS
+}
+
+/// See [`super::advance`]; AVX-512 must have been detected.
+pub fn advance(head: Head, block: Block<'_>, state: &mut [f32], output: Output) {
+    const ROW: usize = 16 * REGISTERS;
+    let rows = state.len() / ROW;
+    assert!(fits(rows, ROW) && block.tokens.len() <= BLOCK && block.kept <= block.tokens.len());
+    for token in block.tokens {
+        assert!(token.x.len() == rows && token.b.len() == ROW && token.c.len() == ROW);
+    }
+    let mut sums: Sums = [[MaybeUninit::uninit(); ROWS]; BLOCK];
+    for (part, state) in state.chunks_exact_mut(ROWS * ROW).enumerate() {
+        for (pair, state) in state.chunks_exact_mut(HELD * ROW).enumerate() {
+            // SAFETY: two rows by the chunk's size, tokens of 128 numbers by the assertions above.
+            unsafe { pass(block, ROWS * part + HELD * pair, state, HELD * pair, &mut sums) };
+        }
+        for (token, sums) in block.tokens.iter().zip(&sums).skip(block.replayed) {
+            // SAFETY: the caller owns this head's columns of the output.
+            let out = unsafe { output.slice(token.row, head.index * rows + ROWS * part, ROWS) };
+            // SAFETY: `pass` was called for all pairs of rows and wrote their sums for every token.
+            unsafe { finish(head.d, &token.x[ROWS * part..][..ROWS], sums, out) };
+        }
+    }
+}
+
+/// Rows `p` and `p + 1` of the head, `state` [2, 128], over all tokens; their sums go to columns from `column` on.
+///
+/// # Safety
+/// AVX-512F must be there; `state` has 256 numbers, b and c of a token have 128, x has more than `p + 1`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn pass(block: Block<'_>, p: usize, state: &mut [f32], column: usize, sums: &mut Sums) {
+    let mut rows = [[_mm512_setzero_ps(); REGISTERS]; HELD];
+    for (i, register) in rows.iter_mut().flatten().enumerate() {
+        // SAFETY: 16 numbers inside the two rows.
+        *register = unsafe { _mm512_loadu_ps(state.as_ptr().add(16 * i)) };
+    }
+    let (kept, drafts) = block.tokens.split_at(block.kept);
+    let (before, after) = sums.split_at_mut(block.kept);
+    for (token, sums) in kept.iter().zip(before) {
+        // SAFETY: passed on from the caller.
+        unsafe { step(token, p, &mut rows, &mut sums[column..][..HELD]) };
+    }
+    if block.kept > 0 {
+        for (i, register) in rows.iter().flatten().enumerate() {
+            // SAFETY: 16 numbers inside the two rows.
+            unsafe { _mm512_storeu_ps(state.as_mut_ptr().add(16 * i), *register) };
+        }
+    }
+    for (token, sums) in drafts.iter().zip(after) {
+        // SAFETY: passed on from the caller.
+        unsafe { step(token, p, &mut rows, &mut sums[column..][..HELD]) };
+    }
+}
+
+/// One token and two rows.
+///
+/// # Safety
+/// As for [`pass`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn step(
+    token: &Token<'_>,
+    p: usize,
+    rows: &mut [[__m512; REGISTERS]; HELD],
+    sums: &mut [MaybeUninit<__m512>],
+) {
+    let decay = _mm512_set1_ps(token.decay);
+    let mut lanes = [_mm512_setzero_ps(); HELD];
+    let mut inputs = [_mm512_setzero_ps(); HELD];
+    for (i, input) in inputs.iter_mut().enumerate() {
+        // SAFETY: x has more than p + 1 numbers.
+        *input = _mm512_set1_ps(token.dt * unsafe { *token.x.get_unchecked(p + i) });
+    }
+    for k in 0..REGISTERS {
+        // SAFETY: 16 of the 128 numbers.
+        let (b, c) = unsafe {
+            (_mm512_loadu_ps(token.b.as_ptr().add(16 * k)), _mm512_loadu_ps(token.c.as_ptr().add(16 * k)))
+        };
+        for i in 0..HELD {
+            rows[i][k] = _mm512_fmadd_ps(rows[i][k], decay, _mm512_mul_ps(inputs[i], b));
+            lanes[i] = _mm512_fmadd_ps(rows[i][k], c, lanes[i]);
+        }
+    }
+    for (sum, lanes) in sums.iter_mut().zip(lanes) {
+        sum.write(lanes);
+    }
+}
+
+/// out = y + d x for [`ROWS`] rows.
+///
+/// # Safety
+/// AVX-512F must be there; all of `sums` must be written; `x` and `out` have 16 numbers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn finish(d: f32, x: &[f32], sums: &[MaybeUninit<__m512>; ROWS], out: &mut [f32]) {
+    // SAFETY: written, and of the lengths, by the caller's promise.
+    unsafe {
+        let y = reduce(sums.map(|sum| sum.assume_init()));
+        let x = _mm512_loadu_ps(x.as_ptr());
+        _mm512_storeu_ps(out.as_mut_ptr(), _mm512_fmadd_ps(_mm512_set1_ps(d), x, y));
+    }
+}
