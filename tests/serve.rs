@@ -104,6 +104,56 @@ fn three_at_once_say_what_each_says_alone() {
     assert_eq!(together.map(|open| open.answer().text()), alone);
 }
 
+/// As many streams as Annie's whole house would open at once, and some that nobody reads to the end.
+#[test]
+fn two_hundred_streams_at_once_each_say_what_they_say_alone() {
+    let server = Server::ready(&[]);
+    let prompts = ["Hi! My name is", "One, two,", "Search the web for", "What is 17 + 25?"];
+    let alone = prompts.map(|prompt| server.post(COMPLETIONS, &greedy(prompt, 12)).text());
+    let open: Vec<_> = (0..200)
+        .map(|number| {
+            let body = with(greedy(prompts[number % prompts.len()], 12), "stream", json!(true));
+            server.begin(COMPLETIONS, &with(body, "cache_salt", json!(format!("{}", number % 7))))
+        })
+        .collect();
+    for (number, stream) in open.into_iter().enumerate() {
+        if number % 10 == 9 {
+            continue; // It is dropped unread.
+        }
+        let text = stream.rest();
+        let frames = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        let frames: Vec<Value> = frames.filter_map(|frame| serde_json::from_str(frame).ok()).collect();
+        let said: String = frames.iter().filter_map(|f| f["choices"][0]["text"].as_str()).collect();
+        assert_eq!(said, alone[number % prompts.len()], "stream {number}");
+        assert!(text.contains("data: [DONE]"), "stream {number}: {text}");
+    }
+    eventually("everything is free", || (running(&server) == 0.0).then_some(()));
+    assert_eq!(server.metric("vllm:num_requests_waiting", ""), 0.0);
+    assert_eq!(server.metric("vllm:kv_cache_usage_perc", ""), 0.0);
+}
+
+#[test]
+fn what_is_asked_twice_comes_from_the_cache_and_is_the_same() {
+    let server = Server::ready(&[]);
+    let question = json!({"temperature": 0, "max_tokens": 24, "messages": [
+        {"role": "system", "content": "You are a toy. ".repeat(30)},
+        {"role": "user", "content": "What is 17 + 25?"},
+    ]});
+    let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_f64().unwrap();
+    let (first, again) = (server.post(CHAT, &question).json(), server.post(CHAT, &question).json());
+    assert_eq!(first["choices"][0]["message"], again["choices"][0]["message"]);
+    let prompt = first["usage"]["prompt_tokens"].as_f64().unwrap();
+    assert_eq!(cached(&first), 0.0);
+    assert!(cached(&again) > 0.9 * prompt, "{} of {prompt}", cached(&again));
+    let apart = server.post(CHAT, &with(question.clone(), "cache_salt", json!("mine"))).json();
+    assert_eq!((cached(&apart), &apart["choices"][0]["message"]), (0.0, &first["choices"][0]["message"]));
+    let many = with(with(question, "n", json!(3)), "temperature", json!(0.8));
+    let many = server.post(CHAT, &with(many, "cache_salt", json!("several"))).json();
+    assert_eq!(many["usage"]["prompt_tokens"].as_f64(), Some(prompt), "the prompt counts once");
+    assert_eq!(cached(&many), 0.0, "the first of them read it");
+    assert!(server.metric("vllm:prefix_cache_hits_total", "") > 2.9 * prompt * 0.9);
+}
+
 #[test]
 fn a_stop_string_counts_as_stop_with_all_its_times() {
     let server = Server::ready(&[]);
@@ -330,7 +380,13 @@ fn a_trace_is_whole_when_the_server_has_ended() {
     server.signal("TERM");
     assert_eq!(server.ended().code(), Some(0), "{}", server.log());
     let trace: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    assert!(trace.is_array(), "{trace}");
+    let named = |name: &str| {
+        let events = trace.as_array().expect("a list of events");
+        events.iter().filter(|event| event["name"] == name && event["ph"] == "X").count()
+    };
+    // A prompt and two further tokens; drafts may save a step.
+    assert!((2..=3).contains(&named("forward")), "{trace}");
+    assert_eq!((named("plan"), named("prefill")), (named("forward"), 1), "{trace}");
 }
 
 #[test]
