@@ -6,6 +6,7 @@ mod chance;
 mod client;
 mod dataset;
 mod decode;
+mod front;
 mod host;
 mod inside;
 mod load;
@@ -43,6 +44,8 @@ enum What {
     Agents(agents::Args),
     /// What the engine itself costs per step, around a model that computes nothing
     Host(host::Args),
+    /// What a model behind costs the model in front
+    Front(front::Args),
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -53,6 +56,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         What::Spec(args) => spec::run(&args),
         What::Agents(args) => agents::run(&args),
         What::Host(args) => host::run(&args),
+        What::Front(args) => front::run(&args),
     }
 }
 
