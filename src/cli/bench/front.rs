@@ -18,7 +18,7 @@ use super::{machine, median, progress};
 use crate::cli::resident::{Compute, Resident, count, limits};
 use crate::cli::serve::NICE_BEHIND;
 use crate::cli::table::table;
-use crate::engine::{Busy, EngineConfig, Event, Failure, Handle, Request, Speculation, SubmitError};
+use crate::engine::{Busy, EngineConfig, Event, Failure, Handle, Request, Speculation, Stats, SubmitError};
 use crate::model::{Limits, plan};
 
 /// Tokens of one step of either engine at most: the default of `serve --max-num-batched-tokens`.
@@ -93,9 +93,10 @@ struct Row {
     /// Medians of the runs, each against the run alone of the same repeat.
     ttft_to_alone: f64,
     decode_to_alone: f64,
-    /// What the one behind read and wrote meanwhile; medians of the runs.
-    behind_prompt_tok_per_s: f64,
+    /// What went through the steps of the one behind meanwhile, prompts and answers together, and the answers' part
+    /// of it; medians of the runs.
     behind_tok_per_s: f64,
+    behind_written_tok_per_s: f64,
 }
 
 /// One run of one case.
@@ -103,8 +104,8 @@ struct Row {
 struct Run {
     ttft_ms: Vec<f64>,
     decode_tok_per_s: Vec<f64>,
-    behind_prompt_tok_per_s: f64,
     behind_tok_per_s: f64,
+    behind_written_tok_per_s: f64,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -190,14 +191,20 @@ impl<'a> Pair<'a> {
     /// The same while the one behind has all that it can take.
     async fn loaded(&mut self, bar: &ProgressBar) -> Result<Run, ProbeError> {
         let mut load = JoinSet::new();
-        for _ in 0..self.args.load {
+        let behind = self.behind.handle.clone();
+        let (_, written) = tokens(&behind);
+        for place in 1..=self.args.load {
             let chance = Chance::new(self.chance.below(usize::MAX) as u64);
-            load.spawn(endless(self.behind.handle.clone(), self.args.clone(), self.behind_vocab, chance));
+            // The first prompts grow from place to place, so that some write while others still read.
+            let first = (self.args.behind_prompt * place).div_ceil(self.args.load);
+            load.spawn(endless(behind.clone(), self.args.clone(), self.behind_vocab, first, chance));
         }
         let wanted = self.args.load as u64;
-        let behind = self.behind.handle.clone();
         let measured = async {
-            until(&behind, |running, _| running == wanted).await;
+            until(&behind, |stats| {
+                stats.running.load(Relaxed) == wanted && stats.generation_tokens.load(Relaxed) > written
+            })
+            .await;
             self.probe().await
         };
         let run = tokio::select! {
@@ -207,14 +214,14 @@ impl<'a> Pair<'a> {
         };
         // Dropping a stream cancels its request.
         load.shutdown().await;
-        until(&behind, |running, waiting| running + waiting == 0).await;
+        until(&behind, |stats| stats.running.load(Relaxed) + stats.waiting.load(Relaxed) == 0).await;
         bar.inc(1);
         Ok(run)
     }
 
     /// [`PROBES`] requests to the front, one after the other.
     async fn probe(&mut self) -> Result<Run, ProbeError> {
-        let (read, written) = tokens(&self.behind.handle);
+        let (stepped, written) = tokens(&self.behind.handle);
         let (began, mut run) = (Instant::now(), Run::default());
         for _ in 0..PROBES {
             let Args { prompt, tokens, .. } = *self.args;
@@ -226,9 +233,9 @@ impl<'a> Pair<'a> {
             run.decode_tok_per_s.push(rate);
         }
         let seconds = began.elapsed().as_secs_f64().max(1e-9);
-        let (read_now, written_now) = tokens(&self.behind.handle);
-        run.behind_prompt_tok_per_s = (read_now - read) as f64 / seconds;
-        run.behind_tok_per_s = (written_now - written) as f64 / seconds;
+        let (stepped_now, written_now) = tokens(&self.behind.handle);
+        run.behind_tok_per_s = (stepped_now - stepped) as f64 / seconds;
+        run.behind_written_tok_per_s = (written_now - written) as f64 / seconds;
         Ok(run)
     }
 
@@ -302,31 +309,31 @@ async fn answer(handle: &Handle, request: Request) -> Result<(Duration, f64), Pr
     Ok((first - sent, (got - 1) as f64 / (last - first).as_secs_f64().max(1e-9)))
 }
 
-/// One request after the other; what comes back is why it could not go on.
-async fn endless(handle: Handle, args: Args, vocab: usize, mut chance: Chance) -> ProbeError {
-    let mut number = 0_u64;
+/// One request after the other, the first with a prompt of `first` tokens; what comes back is why it could not go on.
+async fn endless(handle: Handle, args: Args, vocab: usize, first: usize, mut chance: Chance) -> ProbeError {
+    let mut prompt = first;
     loop {
-        let salt = format!("behind-{}-{number}", chance.below(usize::MAX));
-        let request = request(&mut chance, vocab, args.behind_prompt, args.behind_tokens, &salt);
+        let salt = format!("behind-{}", chance.below(usize::MAX));
+        let request = request(&mut chance, vocab, prompt, args.behind_tokens, &salt);
         if let Err(error) = answer(&handle, request).await {
             return error;
         }
-        number += 1;
+        prompt = args.behind_prompt;
     }
 }
 
-/// Waits until the engine's running and waiting requests are as `wanted`.
-async fn until(handle: &Handle, wanted: impl Fn(u64, u64) -> bool) {
-    let stats = handle.stats();
-    while !wanted(stats.running.load(Relaxed), stats.waiting.load(Relaxed)) {
+/// Waits until what the engine counts is as `wanted`.
+async fn until(handle: &Handle, wanted: impl Fn(&Stats) -> bool) {
+    while !wanted(handle.stats()) {
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// Tokens read and written so far.
+/// Tokens that went through the steps so far, and those that were written. The count of prompts would not do: it
+/// takes in a prompt only when it is read to its end.
 fn tokens(handle: &Handle) -> (u64, u64) {
     let stats = handle.stats();
-    (stats.prompt_tokens.load(Relaxed), stats.generation_tokens.load(Relaxed))
+    (stats.iteration_tokens.sum(), stats.generation_tokens.load(Relaxed))
 }
 
 /// `runs` of a case, with the runs alone of the same repeats.
@@ -349,22 +356,14 @@ fn row(case: &'static str, runs: &[Run], alone: &[Run]) -> Row {
         decode_tok_per_s: percentile(&decode, 50.0),
         ttft_to_alone: ratio(|run| &run.ttft_ms),
         decode_to_alone: ratio(|run| &run.decode_tok_per_s),
-        behind_prompt_tok_per_s: median(runs.iter().map(|run| run.behind_prompt_tok_per_s).collect()),
         behind_tok_per_s: median(runs.iter().map(|run| run.behind_tok_per_s).collect()),
+        behind_written_tok_per_s: median(runs.iter().map(|run| run.behind_written_tok_per_s).collect()),
     }
 }
 
 fn print(rows: &[Row]) {
-    let header = [
-        "case",
-        "TTFT ms p50",
-        "p99",
-        "to alone",
-        "decode tok/s",
-        "to alone",
-        "behind read tok/s",
-        "wrote tok/s",
-    ];
+    let header =
+        ["case", "TTFT ms p50", "p99", "to alone", "decode tok/s", "to alone", "behind tok/s", "written"];
     let mut table = table(&header, &[1, 2, 3, 4, 5, 6, 7]);
     for row in rows {
         table.add_row([
@@ -374,8 +373,8 @@ fn print(rows: &[Row]) {
             format!("{:.2}", row.ttft_to_alone),
             format!("{:.1}", row.decode_tok_per_s),
             format!("{:.2}", row.decode_to_alone),
-            format!("{:.0}", row.behind_prompt_tok_per_s),
             format!("{:.1}", row.behind_tok_per_s),
+            format!("{:.1}", row.behind_written_tok_per_s),
         ]);
     }
     println!("{table}");
@@ -389,8 +388,8 @@ mod tests {
         Run {
             ttft_ms: ttft_ms.to_vec(),
             decode_tok_per_s: vec![rate],
-            behind_prompt_tok_per_s: 7.0,
             behind_tok_per_s: 5.0,
+            behind_written_tok_per_s: 2.0,
         }
     }
 
