@@ -13,6 +13,7 @@ mod load;
 mod local;
 mod report;
 mod serve;
+mod soak;
 mod spec;
 
 use std::io::IsTerminal;
@@ -46,6 +47,8 @@ enum What {
     Host(host::Args),
     /// What a model behind costs the model in front
     Front(front::Args),
+    /// A mixed load for a long time: whether memory stays flat and nothing is left behind
+    Soak(soak::Args),
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -57,6 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         What::Agents(args) => agents::run(&args),
         What::Host(args) => host::run(&args),
         What::Front(args) => front::run(&args),
+        What::Soak(args) => soak::run(&args),
     }
 }
 
