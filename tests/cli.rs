@@ -228,6 +228,52 @@ fn bench_host_spec_and_agents_report_what_they_are_asked() {
     assert!(count("cached_tokens") <= count("reusable_tokens"), "{agents}");
 }
 
+#[test]
+fn bench_front_compares_a_loaded_machine_with_a_quiet_one() {
+    let few = ["--repeats", "1", "--load", "2", "--prompt", "16", "--tokens", "4"];
+    let behind = ["--behind-prompt", "32", "--behind-tokens", "16", "--json"];
+    let front = good_json(&[&["bench", "front"], &few[..], &behind].concat());
+    let rows = front["rows"].as_array().expect("rows");
+    assert_eq!(rows.iter().map(|row| &row["case"]).collect::<Vec<_>>(), ["alone", "loaded behind"]);
+    for name in ["ttft_ms_p50", "ttft_ms_p99", "decode_tok_per_s", "ttft_to_alone", "decode_to_alone"] {
+        assert!(
+            rows.iter().all(|row| row[name].as_f64().is_some_and(|value| value > 0.0)),
+            "{name} in {front}"
+        );
+    }
+    // Nobody asks the one behind anything while the front is alone.
+    assert_eq!(rows[0]["behind_tok_per_s"], json!(0.0), "{front}");
+    assert!(rows[1]["behind_tok_per_s"].as_f64() > Some(0.0), "{front}");
+    assert_eq!((&front["load"], &rows[1]["requests"]), (&json!(2), &json!(4)));
+    bad(&["bench", "front", "--prompt", "8190"], &["8190", "the context of 8192"]);
+    bad(&["bench", "front", "--tokens", "1"], &["--tokens", "at least 2"]);
+}
+
+#[test]
+fn bench_soak_counts_all_kinds_and_leaves_nothing_behind() {
+    let soak = good_json(&["bench", "soak", "--minutes", "0.03", "--concurrency", "4", "--json"]);
+    let rows = soak["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 40, "{soak}");
+    let last = &rows[39];
+    for name in ["elapsed_s", "rss_bytes"] {
+        assert!(last[name].as_f64().is_some_and(|value| value > 0.0), "{name} in {soak}");
+    }
+    for name in
+        ["done", "refused", "cancelled", "timed_out", "tok_per_s", "kv_blocks", "checkpoints", "hit_percent"]
+    {
+        assert!(last[name].as_f64().is_some_and(|value| value >= 0.0), "{name} in {soak}");
+    }
+    assert_eq!((&last["failed"], &soak["failures"]), (&json!(0), &json!([])), "{soak}");
+    assert!(soak["kinds"].as_array().is_some_and(|kinds| !kinds.is_empty()), "{soak}");
+    let memory = &soak["memory"];
+    assert!(memory["flat"].is_boolean() && memory["growth_mb"].is_number(), "{soak}");
+    for gauge in ["running", "waiting", "slots_used", "kv_blocks_used"] {
+        assert_eq!(soak["left"][gauge], json!(0), "{gauge} in {soak}");
+    }
+    bad(&["bench", "soak", "--minutes", "0"], &["--minutes", "from 0.01"]);
+    bad(&["bench", "soak", "--", "--no-such-flag"], &["--no-such-flag"]);
+}
+
 /// Every number of a report is one that was measured.
 fn check_positive(report: &Value) {
     for name in ["bandwidth_gb_per_s", "weights_bytes"] {
@@ -299,6 +345,10 @@ fn every_command_shows_an_example() {
         assert!(help.contains(&format!("  {command} ")), "{command} in {help}");
         let help = good(&[command, "--help"]);
         assert!(help.contains("Example") && help.contains("  ferrotron "), "{command}: {help}");
+    }
+    for bench in ["decode", "prefill", "serve", "spec", "agents", "host", "front", "soak"] {
+        let help = good(&["bench", bench, "--help"]);
+        assert!(help.contains("Example") && help.contains("  ferrotron "), "bench {bench}: {help}");
     }
 }
 

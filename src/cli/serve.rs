@@ -31,7 +31,7 @@ use tokio::sync::watch;
 /// Without a word from the user, more context than this is not set aside: room is reserved for each sequence.
 const CONTEXT_DEFAULT: usize = 32_768;
 /// How far the threads of a model behind give way to those of the model in front: about a tenth of its weight.
-const NICE_BEHIND: i32 = 10;
+pub const NICE_BEHIND: i32 = 10;
 
 /// Serves until the process is asked to end.
 /// Errors: no such model, a port in use, a flag that does not fit, too little memory, an engine that died.

@@ -2,7 +2,7 @@
 //! how much sooner the first token comes for it.
 
 mod reuse;
-mod world;
+pub mod world;
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;

@@ -88,6 +88,17 @@ impl Target {
         &self,
         path: &str,
         body: &Value,
+        on_event: impl FnMut(Value, Instant),
+    ) -> Result<(), ClientError> {
+        self.stream_slowly(path, body, Duration::ZERO, on_event).await
+    }
+
+    /// The same for a reader who rests for `pause` after each piece of the stream.
+    pub async fn stream_slowly(
+        &self,
+        path: &str,
+        body: &Value,
+        pause: Duration,
         mut on_event: impl FnMut(Value, Instant),
     ) -> Result<(), ClientError> {
         self.in_time(async {
@@ -106,6 +117,9 @@ impl Target {
                 });
                 if let Some(outcome) = outcome {
                     return outcome;
+                }
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
                 }
             }
             Err(ClientError::Cut)

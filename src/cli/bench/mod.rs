@@ -6,12 +6,14 @@ mod chance;
 mod client;
 mod dataset;
 mod decode;
+mod front;
 mod host;
 mod inside;
 mod load;
 mod local;
 mod report;
 mod serve;
+mod soak;
 mod spec;
 
 use std::io::IsTerminal;
@@ -43,6 +45,10 @@ enum What {
     Agents(agents::Args),
     /// What the engine itself costs per step, around a model that computes nothing
     Host(host::Args),
+    /// What a model behind costs the model in front
+    Front(front::Args),
+    /// A mixed load for a long time: whether memory stays flat and nothing is left behind
+    Soak(soak::Args),
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -53,6 +59,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         What::Spec(args) => spec::run(&args),
         What::Agents(args) => agents::run(&args),
         What::Host(args) => host::run(&args),
+        What::Front(args) => front::run(&args),
+        What::Soak(args) => soak::run(&args),
     }
 }
 
