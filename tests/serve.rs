@@ -376,7 +376,7 @@ fn a_trace_is_whole_when_the_server_has_ended() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("trace.json");
     let mut server = Server::ready(&["--trace-file", path.to_str().expect("UTF-8")]);
-    assert_eq!(server.post(COMPLETIONS, &greedy("Hi", 3)).status, 200);
+    assert_eq!(server.post(COMPLETIONS, &greedy("Hi! My name is", 3)).status, 200);
     server.signal("TERM");
     assert_eq!(server.ended().code(), Some(0), "{}", server.log());
     let trace: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();

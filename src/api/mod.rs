@@ -47,6 +47,7 @@ pub use model::{ModelInfo, SamplingDefaults};
 pub use server::{Drain, serve};
 pub use stall::watch_stalls;
 pub use state::{App, BODY_LIMIT_DEFAULT, Health, Options, Resident, reported_version};
+pub use steer::warm as warm_grammars;
 pub use throughput::log_throughput;
 pub use types::{
     ChatRequest, Common, CompletionRequest, DetokenizeRequest, Prompt, RequestOptions, Rules, StreamOptions,

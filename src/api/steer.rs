@@ -149,6 +149,13 @@ impl Grammars {
     }
 }
 
+/// Makes a model's compiler in the background, so that the first request that needs it does not wait a second.
+pub fn warm(app: &super::state::App, resident: &super::state::Resident) {
+    let grammars = app.grammars.of(&resident.text, &resident.model.stop_ids);
+    // A failure is told to whoever asks for a grammar.
+    tokio::task::spawn_blocking(move || grammars.compiler().is_ok());
+}
+
 /// One model's compiler and what it has made.
 struct ModelGrammars {
     text: Arc<Text>,

@@ -135,6 +135,7 @@ async fn load(
         if let Status::Dead(reason) = resident.engine.status() {
             bail!("the model could not be loaded: {reason}");
         }
+        api::warm_grammars(&app, resident);
     }
     tracing::info!("Model loaded in {:.2} s", started.elapsed().as_secs_f64());
     tracing::info!("Application startup complete.");
