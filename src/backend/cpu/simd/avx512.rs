@@ -147,38 +147,66 @@ unsafe fn tokens<R: Row>(
     x: &[&[f32]],
     sums: &mut Sums,
 ) {
-    let zero = _mm512_setzero_ps();
+    // Closures that pass registers through functions of the standard library would not be inlined, because those
+    // are compiled without these instructions: hence the loops.
+    let mut all = [_mm512_setzero_ps(); 16];
     // SAFETY: passed on from the caller; every store is of a part of 16 numbers that begins in it.
     unsafe {
-        if let [x] = *x {
-            let low = lanes::<R, 8, 1>(std::array::from_fn(&row), width, [x]);
-            let high = lanes::<R, 8, 1>(std::array::from_fn(|i| row(8 + i)), width, [x]);
-            // Sum 4 q + j of the result is that of register 4 q + j.
-            let all = std::array::from_fn(|i| if i < 8 { low[i][0] } else { high[i - 8][0] });
-            _mm512_storeu_ps(sums[0].as_mut_ptr(), reduce(all));
-        } else if let [x, y] = *x {
-            for first in (0..count).step_by(8) {
-                let pairs = lanes::<R, 8, 2>(std::array::from_fn(|i| row(first + i)), width, [x, y]);
-                let all = reduce(std::array::from_fn(|i| pairs[i % 8][i / 8]));
-                _mm256_storeu_ps(sums[0].as_mut_ptr().add(first), _mm512_castps512_ps256(all));
-                _mm256_storeu_ps(sums[1].as_mut_ptr().add(first), _mm512_extractf32x8_ps::<1>(all));
+        match *x {
+            [x] => {
+                for half in 0..2 {
+                    let rows = std::array::from_fn(|i| row(8 * half + i));
+                    let sums = lanes::<R, 8, 1>(rows, width, [x]);
+                    for i in 0..8 {
+                        all[8 * half + i] = sums[i][0];
+                    }
+                }
+                _mm512_storeu_ps(sums[0].as_mut_ptr(), reduce(&all));
             }
-        } else {
-            for first in (0..count).step_by(4) {
-                let rows = std::array::from_fn(|i| row(first + i));
-                let all = if let [x, y, z] = *x {
-                    let pairs = lanes::<R, 4, 3>(rows, width, [x, y, z]);
-                    reduce(std::array::from_fn(|i| if i < 12 { pairs[i % 4][i / 4] } else { zero }))
-                } else {
-                    let pairs = lanes::<R, 4, 4>(rows, width, [x[0], x[1], x[2], x[3]]);
-                    reduce(std::array::from_fn(|i| pairs[i % 4][i / 4]))
-                };
-                let store = |sums: &mut [f32; ROWS], part| _mm_storeu_ps(sums.as_mut_ptr().add(first), part);
-                store(&mut sums[0], _mm512_castps512_ps128(all));
-                store(&mut sums[1], _mm512_extractf32x4_ps::<1>(all));
-                store(&mut sums[2], _mm512_extractf32x4_ps::<2>(all));
-                store(&mut sums[3], _mm512_extractf32x4_ps::<3>(all));
+            [x, y] => {
+                for first in (0..count).step_by(8) {
+                    let rows = std::array::from_fn(|i| row(first + i));
+                    let pairs = lanes::<R, 8, 2>(rows, width, [x, y]);
+                    for i in 0..16 {
+                        all[i] = pairs[i % 8][i / 8];
+                    }
+                    let all = reduce(&all);
+                    _mm256_storeu_ps(sums[0].as_mut_ptr().add(first), _mm512_castps512_ps256(all));
+                    _mm256_storeu_ps(sums[1].as_mut_ptr().add(first), _mm512_extractf32x8_ps::<1>(all));
+                }
             }
+            [x, y, z] => fours(row, count, width, [x, y, z], &mut all, sums),
+            _ => fours(row, count, width, [x[0], x[1], x[2], x[3]], &mut all, sums),
+        }
+    }
+}
+
+/// Tiles of 4 rows and T tokens, the rest of `all` staying zeros.
+///
+/// # Safety
+/// As for [`tokens`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn fours<R: Row, const T: usize>(
+    row: impl Fn(usize) -> R,
+    count: usize,
+    width: usize,
+    x: [&[f32]; T],
+    all: &mut [__m512; 16],
+    sums: &mut Sums,
+) {
+    // SAFETY: passed on from the caller; every store is of 4 of 16 numbers.
+    unsafe {
+        for first in (0..count).step_by(4) {
+            let pairs = lanes::<R, 4, T>(std::array::from_fn(|i| row(first + i)), width, x);
+            for i in 0..4 * T {
+                all[i] = pairs[i % 4][i / 4];
+            }
+            let all = reduce(all);
+            _mm_storeu_ps(sums[0].as_mut_ptr().add(first), _mm512_castps512_ps128(all));
+            _mm_storeu_ps(sums[1].as_mut_ptr().add(first), _mm512_extractf32x4_ps::<1>(all));
+            _mm_storeu_ps(sums[2].as_mut_ptr().add(first), _mm512_extractf32x4_ps::<2>(all));
+            _mm_storeu_ps(sums[3].as_mut_ptr().add(first), _mm512_extractf32x4_ps::<3>(all));
         }
     }
 }
@@ -218,23 +246,33 @@ unsafe fn lanes<R: Row, const ROWS: usize, const T: usize>(
 /// [`super::reduce`], in which a lane meets the one 8, 4, 2 and 1 further on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub fn reduce(all: [__m512; 16]) -> __m512 {
-    let by_8 = |a, b| {
-        let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
-        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
-    };
-    let by_4 = |a, b| {
-        let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
-        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
-    };
-    // Four registers whose number is i in their group of four: a quarter of the result for each of them.
-    let quarters = |i: usize| by_4(by_8(all[i], all[i + 4]), by_8(all[i + 8], all[i + 12]));
-    let by_2 = |a, b| {
-        let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
-        let low = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-        _mm512_add_ps(low, _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)))
-    };
-    let (even, odd) = (by_2(quarters(0), quarters(1)), by_2(quarters(2), quarters(3)));
+pub fn reduce(all: &[__m512; 16]) -> __m512 {
+    let even = by_2(quarters(all, 0), quarters(all, 1));
+    let odd = by_2(quarters(all, 2), quarters(all, 3));
     let low = _mm512_shuffle_ps::<0b10_00_10_00>(even, odd);
     _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_01_11_01>(even, odd))
+}
+
+/// Four sums, of registers i, i + 4, i + 8 and i + 12, for each quarter of the result.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn quarters(all: &[__m512; 16], i: usize) -> __m512 {
+    let (a, b) = (by_8(all[i], all[i + 4]), by_8(all[i + 8], all[i + 12]));
+    let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+    _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn by_8(a: __m512, b: __m512) -> __m512 {
+    let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+    _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn by_2(a: __m512, b: __m512) -> __m512 {
+    let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+    let low = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+    _mm512_add_ps(low, _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)))
 }

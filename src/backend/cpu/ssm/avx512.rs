@@ -51,9 +51,11 @@ pub fn advance(head: Head, block: Block<'_>, state: &mut [f32], output: Output) 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn pass(block: Block<'_>, p: usize, state: &mut [f32], column: usize, sums: &mut Sums) {
     let mut rows = [[_mm512_setzero_ps(); REGISTERS]; HELD];
-    for (i, register) in rows.iter_mut().flatten().enumerate() {
-        // SAFETY: 16 numbers inside the two rows.
-        *register = unsafe { _mm512_loadu_ps(state.as_ptr().add(16 * i)) };
+    for i in 0..HELD {
+        for k in 0..REGISTERS {
+            // SAFETY: 16 numbers inside the two rows.
+            rows[i][k] = unsafe { _mm512_loadu_ps(state.as_ptr().add(16 * (REGISTERS * i + k))) };
+        }
     }
     let (kept, drafts) = block.tokens.split_at(block.kept);
     let (before, after) = sums.split_at_mut(block.kept);
@@ -62,9 +64,11 @@ unsafe fn pass(block: Block<'_>, p: usize, state: &mut [f32], column: usize, sum
         unsafe { step(token, p, &mut rows, &mut sums[column..][..HELD]) };
     }
     if block.kept > 0 {
-        for (i, register) in rows.iter().flatten().enumerate() {
-            // SAFETY: 16 numbers inside the two rows.
-            unsafe { _mm512_storeu_ps(state.as_mut_ptr().add(16 * i), *register) };
+        for i in 0..HELD {
+            for k in 0..REGISTERS {
+                // SAFETY: 16 numbers inside the two rows.
+                unsafe { _mm512_storeu_ps(state.as_mut_ptr().add(16 * (REGISTERS * i + k)), rows[i][k]) };
+            }
         }
     }
     for (token, sums) in drafts.iter().zip(after) {
@@ -116,7 +120,7 @@ unsafe fn step(
 unsafe fn finish(d: f32, x: &[f32], sums: &[MaybeUninit<__m512>; ROWS], out: &mut [f32]) {
     // SAFETY: written, and of the lengths, by the caller's promise.
     unsafe {
-        let y = reduce(sums.map(|sum| sum.assume_init()));
+        let y = reduce(&*std::ptr::from_ref(sums).cast());
         let x = _mm512_loadu_ps(x.as_ptr());
         _mm512_storeu_ps(out.as_mut_ptr(), _mm512_fmadd_ps(_mm512_set1_ps(d), x, y));
     }
