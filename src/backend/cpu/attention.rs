@@ -1,6 +1,9 @@
 //! Attention over the pages of a cache.
 
-use super::simd::{E4M3, dot, exp, fma, versions};
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use super::simd::{E4M3, Isa, dot, exp, fma, versions};
 use crate::backend::StepInputs;
 use crate::ops::attention::Pages;
 use crate::ops::cells::Cells;
@@ -19,12 +22,17 @@ pub fn append(inputs: &StepInputs, pages: Pages, rows: &super::Buffer, cache: &m
 }
 
 /// `len` numbers from `from` on: where they are if they are f32, else decoded into `page`.
+fn read<'a>(isa: Isa, cache: &'a Cells, from: usize, len: usize, page: &'a mut [f32]) -> &'a [f32] {
+    if let Cells::F32(cells) = cache {
+        return &cells[from..][..len];
+    }
+    let page = &mut page[..len];
+    decode(isa, cache, from, page);
+    page
+}
+
 #[inline(always)]
-fn read<'a>(cache: &'a Cells, from: usize, len: usize, page: &'a mut [f32]) -> &'a [f32] {
-    let page = match cache {
-        Cells::F32(cells) => return &cells[from..][..len],
-        _ => &mut page[..len],
-    };
+fn decode_body<const FMA: bool>(cache: &Cells, from: usize, page: &mut [f32]) {
     match cache {
         Cells::F32(_) | Cells::F16(_) => cache.read(from, page),
         Cells::Bf16(cells) => {
@@ -38,7 +46,10 @@ fn read<'a>(cache: &'a Cells, from: usize, len: usize, page: &'a mut [f32]) -> &
             }
         }
     }
-    page
+}
+
+versions! {
+    fn decode = decode_body(cache: &Cells, from: usize, page: &mut [f32])
 }
 
 /// The positions one query sees, from `from` on.
@@ -70,8 +81,56 @@ impl View<'_> {
     }
 }
 
+/// scores[i] = query · keys[i] · scale; `max` becomes the largest of all.
 #[inline(always)]
-fn attend_body<const FMA: bool>(
+fn score_body<const FMA: bool>(query: &[f32], keys: &[f32], scale: f32, max: &mut f32, scores: &mut [f32]) {
+    for (score, key) in scores.iter_mut().zip(keys.chunks_exact(query.len())) {
+        *score = dot::<FMA>(query, key) * scale;
+        *max = max.max(*score);
+    }
+}
+
+versions! {
+    fn score_any = score_body(query: &[f32], keys: &[f32], scale: f32, max: &mut f32, scores: &mut [f32])
+}
+
+/// `out` gains the sum of `values` weighted by e to the power of score - `max`; `total` gains the weights.
+#[inline(always)]
+fn mix_body<const FMA: bool>(scores: &mut [f32], max: f32, total: &mut f32, values: &[f32], out: &mut [f32]) {
+    for (&mut score, value) in scores.iter_mut().zip(values.chunks_exact(out.len())) {
+        let weight = exp::<FMA>(score - max);
+        *total += weight;
+        for (out, &v) in out.iter_mut().zip(value) {
+            *out = fma::<FMA>(weight, v, *out);
+        }
+    }
+}
+
+versions! {
+    fn mix_any = mix_body(scores: &mut [f32], max: f32, total: &mut f32, values: &[f32], out: &mut [f32])
+}
+
+fn score(isa: Isa, query: &[f32], keys: &[f32], scale: f32, max: &mut f32, scores: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && query.len() == avx512::DIM {
+        *max = avx512::score(query, keys, scale, *max, scores);
+        return;
+    }
+    score_any(isa, query, keys, scale, max, scores);
+}
+
+fn mix(isa: Isa, scores: &mut [f32], max: f32, total: &mut f32, values: &[f32], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && out.len() == avx512::DIM {
+        *total = avx512::mix(scores, max, *total, values, out);
+        return;
+    }
+    mix_any(isa, scores, max, total, values, out);
+}
+
+/// One head of one query over `scores.len()` positions of its sequence. `page` [block_len * D] is scratch.
+pub fn attend(
+    isa: Isa,
     view: View<'_>,
     kv_head: usize,
     query: &[f32],
@@ -86,43 +145,20 @@ fn attend_body<const FMA: bool>(
     let mut max = f32::NEG_INFINITY;
     let mut done = 0;
     for (offset, run) in view.runs(kv_head, scores.len()) {
-        let keys = read(keys, offset, run * dim, page);
-        for (score, key) in scores[done..].iter_mut().zip(keys.chunks_exact(dim)) {
-            *score = dot::<FMA>(query, key) * scale;
-            max = max.max(*score);
-        }
+        let keys = read(isa, keys, offset, run * dim, page);
+        score(isa, query, keys, scale, &mut max, &mut scores[done..][..run]);
         done += run;
     }
     out.fill(0.0);
     let mut total = 0.0;
     done = 0;
     for (offset, run) in view.runs(kv_head, scores.len()) {
-        let values = read(values, offset, run * dim, page);
-        for (&score, value) in scores[done..].iter().zip(values.chunks_exact(dim)) {
-            let weight = exp::<FMA>(score - max);
-            total += weight;
-            for (out, &v) in out.iter_mut().zip(value) {
-                *out = fma::<FMA>(weight, v, *out);
-            }
-        }
+        let values = read(isa, values, offset, run * dim, page);
+        mix(isa, &mut scores[done..][..run], max, &mut total, values, out);
         done += run;
     }
     let inverse = 1.0 / total;
     for out in out.iter_mut() {
         *out *= inverse;
     }
-}
-
-versions! {
-    /// One head of one query over `scores.len()` positions of its sequence. `page` [block_len * D] is scratch.
-    pub fn attend = attend_body(
-        view: View<'_>,
-        kv_head: usize,
-        query: &[f32],
-        keys: &Cells,
-        values: &Cells,
-        page: &mut [f32],
-        scores: &mut [f32],
-        out: &mut [f32],
-    )
 }

@@ -5,7 +5,7 @@
 //! many tokens share the step nor on how rows are split among threads.
 
 #[cfg(target_arch = "x86_64")]
-pub mod avx512;
+pub(super) mod avx512;
 mod portable;
 
 use crate::ops::linear::Epilogue;
@@ -382,7 +382,8 @@ impl Output {
         // SAFETY: passed on from the caller.
         let out = unsafe { self.slice(row, column, y.len()) };
         match epilogue {
-            Epilogue::Store => out.copy_from_slice(y),
+            // A whole tile is one store, where a copy of any length is a call.
+            Epilogue::Store if y.len() == ROWS => out[..ROWS].copy_from_slice(&y[..ROWS]),
             epilogue => out.iter_mut().zip(y).for_each(|(out, &y)| epilogue.apply(y, out)),
         }
     }

@@ -1,5 +1,7 @@
 //! The recurrence in AVX-512, where rows of a state are 128 numbers: two rows stay in registers over the tokens.
 
+#![allow(clippy::needless_range_loop, reason = "one index serves a register and its numbers in memory")]
+
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
