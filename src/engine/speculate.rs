@@ -20,8 +20,15 @@ const CALIBRATION_MAX: Duration = Duration::from_secs(2);
 /// Each size is measured so often; the first run warms up and the fastest counts.
 const CALIBRATION_RUNS: usize = 4;
 
-/// After so many steps without a draft of the draft head it no longer reads prompts either.
-const IDLE_STEPS: u32 = 256;
+/// Until the house has seen so many first drafts of a draft head with all its memory, it is tried wherever it could pay.
+const EXPLORED: f64 = 16.0;
+
+/// Drafts that an n-gram must promise beyond those of a draft head with all its memory: once left out, the head
+/// forgets what came before.
+const HEAD_START: f64 = 0.5;
+
+/// The draft head reads a prompt along if one draft each would promise so much more than none.
+const GAIN_TO_READ: f64 = 1.02;
 
 /// What one sequence's drafts are made by, and how that went.
 pub(super) struct SequenceDrafter {
@@ -73,8 +80,6 @@ pub(super) struct Speculator {
     house: Acceptance,
     speed: Speed,
     chooser: Chooser,
-    /// Steps since the draft head last drafted to gain something.
-    idle: u32,
     inputs: DraftInputs,
     proposals: Vec<u32>,
     stepped: Vec<u64>,
@@ -115,7 +120,6 @@ impl Speculator {
             house: Acceptance::house(),
             speed: Speed::default(),
             chooser: Chooser::new(places, depth_max, limits.step_tokens),
-            idle: 0,
             inputs: scheduler.draft_inputs(),
             proposals: Vec::with_capacity(limits.logit_rows),
             stepped: Vec::with_capacity(places),
@@ -186,7 +190,7 @@ impl Speculator {
             if own.speculation.depth_max == 0 {
                 // It counts among those who decode, and asks for nothing.
                 self.candidates.push(Candidate::default());
-                self.asked.push(Asked { id: stepped.id, drafter: Drafter::Mtp, first: 0 });
+                self.asked.push(Asked { id: stepped.id, drafter: Drafter::Ngram { matched: 0 }, first: 0 });
                 continue;
             }
             let acceptance = own.acceptance.get_or_insert_with(|| self.house.fresh());
@@ -195,10 +199,12 @@ impl Speculator {
             self.house.observe(own.drawn, verdict);
             let depth = self.depth_max.min(own.speculation.depth_max as usize).min(stepped.drafts_useful);
             let mut candidate = Candidate { first: self.chances.len(), ..Candidate::default() };
-            let mut asked = Asked { id: stepped.id, drafter: Drafter::Mtp, first: self.copied.len() };
+            let head_drafter = Drafter::Mtp { intact: stepped.remembered };
+            let mut asked = Asked { id: stepped.id, drafter: head_drafter, first: self.copied.len() };
             if self.mtp && own.speculation.mtp {
-                acceptance.survival(Drafter::Mtp, depth, &mut self.chances);
+                acceptance.survival(head_drafter, depth, &mut self.chances);
                 candidate.entries = stepped.entries;
+                candidate.probe = stepped.remembered && self.house.tried(head_drafter) < EXPLORED;
             }
             if self.ceiling.ngram && own.speculation.ngram {
                 let len_max = self.len_max.min(stepped.len_max);
@@ -206,7 +212,10 @@ impl Speculator {
                 ngram.extend(stepped.tokens);
                 let matched = ngram.propose(stepped.tokens, depth, &mut self.copy);
                 let drafter = Drafter::Ngram { matched };
-                let head: f64 = self.chances[candidate.first..].iter().sum();
+                let mut head: f64 = self.chances[candidate.first..].iter().sum();
+                if candidate.entries > 0 && stepped.remembered {
+                    head += HEAD_START;
+                }
                 let begun = self.chances.len();
                 if matched > 0 {
                     acceptance.survival(drafter, depth, &mut self.chances);
@@ -224,7 +233,7 @@ impl Speculator {
                 }
             }
             candidate.count = self.chances.len() - candidate.first;
-            candidate.probe = acceptance.probe_is_due(asked.drafter);
+            candidate.probe |= acceptance.probe_is_due(asked.drafter);
             self.candidates.push(candidate);
             self.asked.push(asked);
         }
@@ -235,7 +244,6 @@ impl Speculator {
         let room = self.room.saturating_sub(scheduler.running_count());
         self.chooser.choose(&self.candidates, &self.chances, room, &self.speed, &mut self.choices);
         let mut left = room.saturating_sub(self.choices.iter().map(|choice| choice.drafts).sum());
-        let mut head_drafts = false;
         for ((asked, choice), candidate) in self.asked.iter().zip(&mut self.choices).zip(&self.candidates) {
             let Some(sequence) = running.get_mut(&asked.id) else { continue };
             if !(self.ceiling.adaptive && sequence.drafter.speculation.adaptive) {
@@ -249,21 +257,22 @@ impl Speculator {
             }
             sequence.drafter.proposed = Some((asked.drafter, choice.probe));
             match asked.drafter {
-                Drafter::Mtp => {
-                    sequence.drafter.wanted = choice.drafts;
-                    head_drafts |= !choice.probe;
-                }
+                Drafter::Mtp { .. } => sequence.drafter.wanted = choice.drafts,
                 Drafter::Ngram { .. } => {
                     scheduler.set_drafts(asked.id, &self.copied[asked.first..asked.first + choice.drafts]);
                 }
             }
         }
-        let could = self.candidates.iter().any(|candidate| candidate.entries > 0);
-        if head_drafts {
-            self.idle = 0;
-        } else if could {
-            self.idle = self.idle.saturating_add(1);
-        }
+    }
+
+    /// Whether the draft head would pay if all who run had one draft of it: if not, prompts need not be read by it.
+    fn head_pays(&self, sequences: usize) -> bool {
+        let both = 2 * sequences.max(1);
+        let (steps, passes) = (&self.speed.steps, &self.speed.passes);
+        let times = steps.predict(sequences.max(1)).zip(steps.predict(both)).zip(passes.predict(both));
+        let chance = self.house.chance(Drafter::Mtp { intact: true }, 0);
+        // What was never measured may well pay.
+        times.is_none_or(|((plain, verify), pass)| (1.0 + chance) * plain > (verify + pass) * GAIN_TO_READ)
     }
 
     /// The passes of the draft head: first over all that became certain, prompts too, then over its own drafts.
@@ -273,7 +282,7 @@ impl Speculator {
         network: &mut dyn Network,
         running: &ById<Sequence>,
     ) -> Result<(), StepError> {
-        let reads_prompts = self.idle < IDLE_STEPS || !self.ceiling.adaptive;
+        let reads_prompts = !self.ceiling.adaptive || self.head_pays(scheduler.running_count());
         let wanted = |id, decodes: bool| match running.get(&id).map(|sequence| &sequence.drafter) {
             Some(own) if !own.speculation.mtp || own.speculation.depth_max == 0 => Wanted::Nothing,
             Some(own) if own.wanted > 0 => Wanted::Drafts(own.wanted),

@@ -3,8 +3,9 @@
 /// Who proposes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drafter {
-    /// The model's own draft head.
-    Mtp,
+    /// The model's own draft head; `intact` if it remembers the sequence from its beginning. Without it is another, and a
+    /// worse one.
+    Mtp { intact: bool },
     /// What stood in the sequence before; `matched` tokens agreed.
     Ngram { matched: usize },
 }
@@ -26,6 +27,7 @@ const PRIOR_COUNT: f64 = 1.0;
 const PRIOR_RATE: f64 = 0.02;
 
 const PRIOR_MTP: f64 = 0.7;
+const PRIOR_MTP_CUT: f64 = 0.4;
 
 /// Matches of 3, 4 to 7, 8 to 15, and 16 tokens and more: the longer, the likelier it is a quotation.
 const PRIORS_NGRAM: [f64; 4] = [0.3, 0.5, 0.7, 0.85];
@@ -40,6 +42,8 @@ const PROBE_AFTER_MAX: u32 = 1024;
 #[derive(Debug, Clone)]
 pub struct Acceptance {
     mtp: Chain,
+    /// Of a head that has forgotten the beginning.
+    mtp_cut: Chain,
     /// By length of the match.
     ngram: [Chain; PRIORS_NGRAM.len()],
     probe_mtp: Probe,
@@ -90,6 +94,7 @@ impl Acceptance {
             |prior| Chain { prior, ratios: [1.0; DEPTHS], kept: KEPT_BY_HOUSE, rates: Default::default() };
         Self {
             mtp: chain(PRIOR_MTP),
+            mtp_cut: chain(PRIOR_MTP_CUT),
             ngram: PRIORS_NGRAM.map(chain),
             probe_mtp: Probe::default(),
             probe_ngram: Probe::default(),
@@ -100,6 +105,7 @@ impl Acceptance {
     pub fn fresh(&self) -> Self {
         Self {
             mtp: self.mtp.fresh(),
+            mtp_cut: self.mtp_cut.fresh(),
             ngram: self.ngram.each_ref().map(Chain::fresh),
             probe_mtp: Probe::default(),
             probe_ngram: Probe::default(),
@@ -108,11 +114,20 @@ impl Acceptance {
 
     /// The chance that draft `depth` (0 is the first) is accepted if those before it are.
     pub fn chance(&self, drafter: Drafter, depth: usize) -> f64 {
-        let chain = match drafter {
-            Drafter::Mtp => &self.mtp,
+        self.chain(drafter).chance(depth)
+    }
+
+    /// How many first drafts it has seen, the old ones faded.
+    pub fn tried(&self, drafter: Drafter) -> f64 {
+        self.chain(drafter).rates[0].tried
+    }
+
+    fn chain(&self, drafter: Drafter) -> &Chain {
+        match drafter {
+            Drafter::Mtp { intact: true } => &self.mtp,
+            Drafter::Mtp { intact: false } => &self.mtp_cut,
             Drafter::Ngram { matched } => &self.ngram[bucket(matched)],
-        };
-        chain.chance(depth)
+        }
     }
 
     /// Appends the chances that the first, the first two, … the first `depth` drafts are accepted: they descend.
@@ -127,7 +142,7 @@ impl Acceptance {
     /// Whether a drafter has not been tried for so long that it is worth a draft without hope.
     pub fn probe_is_due(&self, drafter: Drafter) -> bool {
         match drafter {
-            Drafter::Mtp => self.probe_mtp.is_due(),
+            Drafter::Mtp { .. } => self.probe_mtp.is_due(),
             Drafter::Ngram { .. } => self.probe_ngram.is_due(),
         }
     }
@@ -138,7 +153,8 @@ impl Acceptance {
         self.probe_ngram.pass(tokens);
         let Some(verdict) = verdict.filter(|verdict| verdict.proposed > 0) else { return };
         let (chain, probe) = match verdict.drafter {
-            Drafter::Mtp => (&mut self.mtp, &mut self.probe_mtp),
+            Drafter::Mtp { intact: true } => (&mut self.mtp, &mut self.probe_mtp),
+            Drafter::Mtp { intact: false } => (&mut self.mtp_cut, &mut self.probe_mtp),
             Drafter::Ngram { matched } => (&mut self.ngram[bucket(matched)], &mut self.probe_ngram),
         };
         if !verdict.probe {
@@ -239,6 +255,7 @@ fn bucket(matched: usize) -> usize {
 mod tests {
     use super::*;
 
+    const MTP: Drafter = Drafter::Mtp { intact: true };
     const NGRAM: Drafter = Drafter::Ngram { matched: 5 };
 
     fn see(acceptance: &mut Acceptance, drafter: Drafter, proposed: usize, accepted: usize, steps: usize) {
@@ -251,11 +268,11 @@ mod tests {
     #[test]
     fn chances_follow_what_was_accepted() {
         let mut acceptance = Acceptance::house().fresh();
-        see(&mut acceptance, Drafter::Mtp, 2, 1, 50);
-        assert!(acceptance.chance(Drafter::Mtp, 0) > 0.93);
-        assert!(acceptance.chance(Drafter::Mtp, 1) < 0.17);
-        see(&mut acceptance, Drafter::Mtp, 2, 0, 50);
-        assert!(acceptance.chance(Drafter::Mtp, 0) < 0.13);
+        see(&mut acceptance, MTP, 2, 1, 50);
+        assert!(acceptance.chance(MTP, 0) > 0.93);
+        assert!(acceptance.chance(MTP, 1) < 0.17);
+        see(&mut acceptance, MTP, 2, 0, 50);
+        assert!(acceptance.chance(MTP, 0) < 0.13);
     }
 
     #[test]
@@ -275,20 +292,20 @@ mod tests {
     #[test]
     fn what_was_never_tried_is_as_good_as_the_draft_before() {
         let mut acceptance = Acceptance::house().fresh();
-        see(&mut acceptance, Drafter::Mtp, 1, 0, 20);
-        let chance = acceptance.chance(Drafter::Mtp, 0);
-        assert_eq!(acceptance.chance(Drafter::Mtp, 1), chance);
-        assert_eq!(acceptance.chance(Drafter::Mtp, 9), chance);
+        see(&mut acceptance, MTP, 1, 0, 20);
+        let chance = acceptance.chance(MTP, 0);
+        assert_eq!(acceptance.chance(MTP, 1), chance);
+        assert_eq!(acceptance.chance(MTP, 9), chance);
     }
 
     #[test]
     fn a_fresh_sequence_expects_what_the_house_has_seen() {
         let mut house = Acceptance::house();
-        see(&mut house, Drafter::Mtp, 3, 1, 200);
+        see(&mut house, MTP, 3, 1, 200);
         see(&mut house, NGRAM, 1, 0, 200);
         let fresh = house.fresh();
         for depth in 0..6 {
-            let (here, there) = (fresh.chance(Drafter::Mtp, depth), house.chance(Drafter::Mtp, depth));
+            let (here, there) = (fresh.chance(MTP, depth), house.chance(MTP, depth));
             assert!((here - there).abs() < 1e-9, "depth {depth}: {here} and {there}");
         }
         assert!(fresh.chance(NGRAM, 0) < 0.02);
@@ -297,11 +314,11 @@ mod tests {
     #[test]
     fn a_sequence_that_is_better_than_the_house_is_found_by_one_probe() {
         let mut house = Acceptance::house();
-        see(&mut house, Drafter::Mtp, 1, 0, 200);
+        see(&mut house, MTP, 1, 0, 200);
         let mut fresh = house.fresh();
-        let verdict = Verdict { drafter: Drafter::Mtp, proposed: 1, accepted: 1, probe: true };
+        let verdict = Verdict { drafter: MTP, proposed: 1, accepted: 1, probe: true };
         fresh.observe(2, Some(verdict));
-        assert!(fresh.chance(Drafter::Mtp, 0) > 0.5);
+        assert!(fresh.chance(MTP, 0) > 0.5);
     }
 
     #[test]
@@ -309,7 +326,7 @@ mod tests {
         let mut acceptance = Acceptance::house().fresh();
         let fresh = Acceptance::house().fresh();
         see(&mut acceptance, NGRAM, 1, 0, 20);
-        for drafter in [Drafter::Mtp, Drafter::Ngram { matched: 3 }, Drafter::Ngram { matched: 8 }] {
+        for drafter in [MTP, Drafter::Ngram { matched: 3 }, Drafter::Ngram { matched: 8 }] {
             assert_eq!(acceptance.chance(drafter, 0), fresh.chance(drafter, 0), "{drafter:?}");
         }
         assert!(acceptance.chance(Drafter::Ngram { matched: 4 }, 0) < 0.2);
@@ -320,12 +337,12 @@ mod tests {
         let mut acceptance = Acceptance::house().fresh();
         let mut at = Vec::new();
         for token in 0..tokens {
-            let due = acceptance.probe_is_due(Drafter::Mtp);
+            let due = acceptance.probe_is_due(MTP);
             if due {
                 at.push(token);
             }
             let accepted = usize::from(at.len().is_multiple_of(n));
-            let verdict = Verdict { drafter: Drafter::Mtp, proposed: 1, accepted, probe: true };
+            let verdict = Verdict { drafter: MTP, proposed: 1, accepted, probe: true };
             acceptance.observe(1, Some(verdict).filter(|_| due));
         }
         at
@@ -346,11 +363,11 @@ mod tests {
     #[test]
     fn a_few_good_probes_in_a_row_restore_trust() {
         let mut acceptance = Acceptance::house().fresh();
-        see(&mut acceptance, Drafter::Mtp, 1, 0, 100);
+        see(&mut acceptance, MTP, 1, 0, 100);
         for _ in 0..3 {
-            let verdict = Verdict { drafter: Drafter::Mtp, proposed: 1, accepted: 1, probe: true };
+            let verdict = Verdict { drafter: MTP, proposed: 1, accepted: 1, probe: true };
             acceptance.observe(2, Some(verdict));
         }
-        assert!(acceptance.chance(Drafter::Mtp, 0) > 0.5);
+        assert!(acceptance.chance(MTP, 0) > 0.5);
     }
 }

@@ -17,6 +17,17 @@ pub(super) struct Stepped {
     pub saved: Option<u32>,
 }
 
+impl Stepped {
+    /// The first position of the entries behind this step, where those the drafter has end at `to`.
+    fn begin(&self, to: usize) -> usize {
+        match self.saved {
+            // The hidden vector before the step was kept with the checkpoint.
+            Some(_) if to == self.past => self.past,
+            _ => self.past + 1,
+        }
+    }
+}
+
 /// A sequence that is being drafted for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Drafting {
@@ -40,6 +51,8 @@ pub struct Advanced<'a> {
     pub drafts_useful: usize,
     /// Entries that the drafter's next pass has for it.
     pub entries: usize,
+    /// With them the drafter has read all of it, or nearly so.
+    pub remembered: bool,
 }
 
 /// What the engine wants of the drafter for one sequence.
@@ -63,6 +76,8 @@ impl Scheduler {
                 decodes: sequence.decodes(),
                 drafts_useful: sequence.drafts_useful(),
                 entries: sequence.past - stepped.past,
+                remembered: sequence.drafter.to == stepped.begin(sequence.drafter.to)
+                    && sequence.drafter.from <= 1 + sequence.prompt_len / 8,
             })
         })
     }
@@ -132,10 +147,7 @@ impl Scheduler {
         let Stepped { first, past, saved, .. } = *stepped;
         // The token at `sequence.past` is known, and its hidden vector is that of the position before.
         let end = sequence.past + 1;
-        let begin = match saved {
-            Some(_) if sequence.drafter.to == past => past,
-            _ => past + 1,
-        };
+        let begin = stepped.begin(sequence.drafter.to);
         let room = self.config.limits.step_tokens - inputs.step.tokens.len();
         let covered = sequence.blocks.len() * self.config.limits.block_len;
         if end - begin > room || end > covered {

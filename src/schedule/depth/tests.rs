@@ -183,16 +183,16 @@ impl World {
         let mut chances = Vec::new();
         let mut candidates = Vec::new();
         for sequence in &self.sequences {
-            let probe = sequence.probe_is_due(Drafter::Mtp);
+            let probe = sequence.probe_is_due(Drafter::Mtp { intact: true });
             candidates.push(Candidate { first: chances.len(), count: DEPTH, entries: 1, probe });
-            sequence.survival(Drafter::Mtp, DEPTH, &mut chances);
+            sequence.survival(Drafter::Mtp { intact: true }, DEPTH, &mut chances);
         }
         self.chooser.choose(&candidates, &chances, 1000, &self.speed, &mut self.choices);
         let (mut tokens, mut us) = (0, 0.0);
         for (sequence, choice) in self.sequences.iter_mut().zip(&self.choices) {
             let accepted = (0..choice.drafts).take_while(|_| self.chance.unit() < true_chance).count();
             let Choice { drafts: proposed, probe } = *choice;
-            let verdict = Some(Verdict { drafter: Drafter::Mtp, proposed, accepted, probe });
+            let verdict = Some(Verdict { drafter: Drafter::Mtp { intact: true }, proposed, accepted, probe });
             sequence.observe(1 + accepted, verdict);
             self.house.observe(1 + accepted, verdict);
             tokens += 1 + accepted;
