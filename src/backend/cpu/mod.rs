@@ -9,10 +9,9 @@ mod nice;
 mod norms;
 pub mod simd;
 mod ssm;
+mod team;
 
 use std::sync::Arc;
-
-use rayon::prelude::*;
 
 use super::{
     Backend, BlockCopy, Heads, Hidden, Precision, StatePlan, StepInputs,
@@ -22,6 +21,7 @@ use crate::model::config::{Attention, Mamba, Moe};
 use crate::ops::{self, linear::Epilogue};
 use crate::weights::Linear;
 use simd::{Isa, Output, Tokens};
+use team::Team;
 
 /// Below this many multiply-adds an operation stays on the calling thread: waking the others costs more.
 const PARALLEL_FROM: usize = 1 << 16;
@@ -33,8 +33,14 @@ pub struct Cpu {
     precision: Precision,
     isa: Isa,
     pool: Arc<rayon::ThreadPool>,
-    scratch: Vec<Scratch>,
+    crew: Crew,
     experts: ExpertWork,
+}
+
+/// The threads' memory, one each, and how they meet.
+struct Crew {
+    scratch: Vec<Scratch>,
+    team: Arc<Team>,
 }
 
 /// Memory of one thread, aligned so that two threads never share a cache line.
@@ -97,7 +103,8 @@ impl Cpu {
             .build()
             .map_err(|source| ThreadsError { threads, source })?;
         let scratch = (0..pool.current_num_threads()).map(|_| Scratch::default()).collect();
-        Ok(Cpu { precision, isa, pool: Arc::new(pool), scratch, experts: ExpertWork::default() })
+        let crew = Crew { scratch, team: Arc::default() };
+        Ok(Cpu { precision, isa, pool: Arc::new(pool), crew, experts: ExpertWork::default() })
     }
 
     pub fn isa(&self) -> Isa {
@@ -109,7 +116,7 @@ impl Cpu {
     }
 
     fn reserve_rows(&mut self, width: usize) {
-        for scratch in &mut self.scratch {
+        for scratch in &mut self.crew.scratch {
             scratch.rows.resize(scratch.rows.len().max(4 * width), 0.0);
         }
     }
@@ -146,19 +153,20 @@ impl Cpu {
             }
         };
         let work = weight.rows * weight.cols * tokens.count;
-        split(&mut self.scratch, weight.rows, ROWS_PER_PIECE, work, piece);
+        split(&mut self.crew, weight.rows, ROWS_PER_PIECE, work, piece);
     }
 }
 
-/// Calls `piece(scratch, from, to)` over `0..count` in pieces, on the threads of the current pool when
-/// `work` multiply-adds are worth it.
+/// Calls `piece(scratch, from, to)` over `0..count` in pieces, on all threads of the step when `work` multiply-adds
+/// are worth it.
 fn split(
-    scratch: &mut [Scratch],
+    crew: &mut Crew,
     count: usize,
     per_piece: usize,
     work: usize,
     piece: impl Fn(&mut Scratch, usize, usize) + Sync,
 ) {
+    let Crew { scratch, team } = crew;
     let pieces = count.div_ceil(per_piece);
     if work < PARALLEL_FROM || pieces < 2 || scratch.len() < 2 {
         piece(&mut scratch[0], 0, count);
@@ -167,7 +175,10 @@ fn split(
     // Each thread takes the next piece when it is done with one: a thread that the system delays then
     // holds up one piece, not its share of the whole.
     let next = std::sync::atomic::AtomicUsize::new(0);
-    scratch.par_iter_mut().with_max_len(1).for_each(|scratch| {
+    let memory = Output::new(scratch, 1);
+    team.share(&|worker| {
+        // SAFETY: each worker has a number, and so a scratch, of its own.
+        let scratch = &mut unsafe { memory.slice(worker, 0, 1) }[0];
         loop {
             let from = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) * per_piece;
             if from >= count {
@@ -200,7 +211,7 @@ impl Backend for Cpu {
         self.experts.intermediate = self.experts.intermediate.max(up[0].rows);
         self.experts.starts.resize(self.experts.starts.len().max(up.len() + 1), 0);
         self.experts.active.reserve(up.len());
-        for scratch in &mut self.scratch {
+        for scratch in &mut self.crew.scratch {
             scratch.scores.resize(scratch.scores.len().max(2 * up.len()), 0.0);
         }
         (up, down)
@@ -222,7 +233,7 @@ impl Backend for Cpu {
     fn state(&mut self, plan: &StatePlan) -> State {
         let head = plan.mamba.iter().map(|m| (m.head_dim + 1) * m.state_size).max().unwrap_or(0);
         let page = plan.attention.iter().map(|a| plan.block_len * a.head_dim).max().unwrap_or(0);
-        for scratch in &mut self.scratch {
+        for scratch in &mut self.crew.scratch {
             scratch.scores.resize(scratch.scores.len().max(plan.blocks * plan.block_len), 0.0);
             scratch.page.resize(page, 0.0);
             scratch.state.resize(head, 0.0);
@@ -231,9 +242,9 @@ impl Backend for Cpu {
     }
 
     fn run<R: Send>(&mut self, step: impl FnOnce(&mut Self) -> R + Send) -> R {
-        // Inside the pool from the first operation to the last, so that no operation pays for entering it.
-        let pool = Arc::clone(&self.pool);
-        pool.install(|| step(self))
+        // From the first operation to the last on the same threads, so that no operation pays for waking them.
+        let (pool, team) = (Arc::clone(&self.pool), Arc::clone(&self.crew.team));
+        team.gather(&pool, || step(self))
     }
 
     fn embed(&mut self, tokens: &[u32], table: &Linear, out: &mut Buffer) {
@@ -252,7 +263,7 @@ impl Backend for Cpu {
     ) {
         let (isa, precision, width) = (self.isa, self.precision, x.width);
         let output = Output::new(&mut out.data, out.width);
-        split(&mut self.scratch, tokens, 8, tokens * width, |_, from, to| {
+        split(&mut self.crew, tokens, 8, tokens * width, |_, from, to| {
             for t in from..to {
                 // SAFETY: pieces have disjoint tokens, which are rows of the output.
                 let out = unsafe { output.slice(t, column, width) };
@@ -292,7 +303,7 @@ impl Backend for Cpu {
             output: Output::new(&mut out.data, out.width),
         };
         let work = tokens * channels * shape.conv_kernel * 4;
-        split(&mut self.scratch, channels, 256, work, |_, from, to| {
+        split(&mut self.crew, channels, 256, work, |_, from, to| {
             for (index, sequence) in inputs.sequences.iter().enumerate() {
                 // SAFETY: pieces have disjoint channels from..to of every row they touch.
                 unsafe { conv.run(sequence, inputs.saves_of(index), (from, to)) };
@@ -327,7 +338,7 @@ impl Backend for Cpu {
         };
         let count = inputs.sequences.len() * shape.heads;
         let work = tokens * shape.heads * head_state * 2;
-        split(&mut self.scratch, count, 2, work, |scratch, from, to| {
+        split(&mut self.crew, count, 2, work, |scratch, from, to| {
             for unit in from..to {
                 let (index, head) = (unit / shape.heads, unit % shape.heads);
                 let (sequence, saves) = (&inputs.sequences[index], inputs.saves_of(index));
@@ -350,7 +361,7 @@ impl Backend for Cpu {
         let (isa, precision, d) = (self.isa, self.precision, shape.inner());
         let groups = shape.groups;
         let output = Output::new(&mut y.data, y.width);
-        split(&mut self.scratch, tokens * groups, 2, tokens * d * 16, |_, from, to| {
+        split(&mut self.crew, tokens * groups, 2, tokens * d * 16, |_, from, to| {
             for unit in from..to {
                 let (t, columns) = (unit / groups, unit % groups * (d / groups));
                 // SAFETY: one unit of work owns one group of one token.
@@ -386,7 +397,7 @@ impl Backend for Cpu {
         let output = Output::new(&mut out.data, out.width);
         let work = ops::attention::cost(shape, inputs, 4).flops as usize / 2;
         let count = inputs.tokens.len() * shape.heads;
-        split(&mut self.scratch, count, 1, work, |scratch, from, to| {
+        split(&mut self.crew, count, 1, work, |scratch, from, to| {
             for unit in from..to {
                 let (token, head) = (unit / shape.heads, unit % shape.heads);
                 let owner = inputs.sequences.partition_point(|s| s.first as usize <= token) - 1;
@@ -417,7 +428,7 @@ impl Backend for Cpu {
         let (isa, chosen, experts) = (self.isa, shape.experts_per_token, shape.experts);
         let ids = Output::new(&mut routes.ids, chosen);
         let weights = Output::new(&mut routes.weights, chosen);
-        split(&mut self.scratch, tokens, 4, tokens * gate.rows * gate.cols, |scratch, from, to| {
+        split(&mut self.crew, tokens, 4, tokens * gate.rows * gate.cols, |scratch, from, to| {
             let Scratch { rows, scores, .. } = scratch;
             let (logits, selection) = scores.split_at_mut(experts);
             for t in from..to {
@@ -453,7 +464,7 @@ impl Backend for Cpu {
         // Up: pieces are (expert, rows), each expert's weights are read once for all who chose it.
         let hidden = Output::new(&mut middle[..tokens * chosen * inner], inner);
         let pieces = inner.div_ceil(ROWS_PER_PIECE);
-        split(&mut self.scratch, active.len() * pieces, 1, work, |scratch, from, to| {
+        split(&mut self.crew, active.len() * pieces, 1, work, |scratch, from, to| {
             for unit in from..to {
                 let (expert, rows) = (active[unit / pieces], unit % pieces * ROWS_PER_PIECE);
                 let pairs = &pairs[range(expert)];
@@ -482,7 +493,7 @@ impl Backend for Cpu {
         // Down: pieces are rows of the output; each walks the experts in order and adds in that order.
         let middle = &middle[..tokens * chosen * inner];
         let output = Output::new(&mut out.data, out.width);
-        split(&mut self.scratch, width, ROWS_PER_PIECE, work, |scratch, from, to| {
+        split(&mut self.crew, width, ROWS_PER_PIECE, work, |scratch, from, to| {
             if epilogue == Epilogue::Store {
                 for t in 0..tokens {
                     // SAFETY: pieces have disjoint columns from..to.

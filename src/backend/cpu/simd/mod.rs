@@ -342,12 +342,20 @@ fn decode(isa: Isa, weight: &Linear, row: usize, out: &mut [f32]) {
 }
 
 /// Rows that several threads write at once, each its own columns.
-#[derive(Clone, Copy)]
 pub struct Output<T = f32> {
     data: *mut T,
     len: usize,
     width: usize,
 }
+
+impl<T> Clone for Output<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+// Not derived: that would ask it of T as well.
+impl<T> Copy for Output<T> {}
 
 // SAFETY: callers split rows and columns among threads so that no element has two writers.
 unsafe impl<T: Send> Send for Output<T> {}
