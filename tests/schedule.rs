@@ -265,7 +265,7 @@ impl World {
             return;
         }
         let (chance, deepest) = (&mut self.chance, self.limits.drafts + 1);
-        let wanted = |_, _| match chance.below(6) {
+        let wanted = |_| match chance.below(6) {
             0 => Wanted::Nothing,
             _ => Wanted::Drafts(chance.below(deepest)),
         };

@@ -39,6 +39,8 @@ pub(super) struct SequenceDrafter {
     proposed: Option<(Drafter, bool)>,
     /// Drafts that the draft head is to make now.
     wanted: usize,
+    /// The last step read a piece of its prompt, which the draft head should read as well.
+    read_prompt: bool,
     /// Tokens drawn in the last step, and what became of its drafts.
     drawn: usize,
     verdict: Option<Verdict>,
@@ -52,6 +54,7 @@ impl SequenceDrafter {
             ngram: None,
             proposed: None,
             wanted: 0,
+            read_prompt: false,
             drawn: 0,
             verdict: None,
         }
@@ -184,6 +187,7 @@ impl Speculator {
             let Some(sequence) = running.get_mut(&stepped.id) else { continue };
             let own = &mut sequence.drafter;
             own.wanted = 0;
+            own.read_prompt = !stepped.decodes || stepped.entries > 1 + self.depth_max;
             if !stepped.decodes {
                 continue;
             }
@@ -203,7 +207,8 @@ impl Speculator {
             let mut asked = Asked { id: stepped.id, drafter: head_drafter, first: self.copied.len() };
             if self.mtp && own.speculation.mtp {
                 acceptance.survival(head_drafter, depth, &mut self.chances);
-                candidate.entries = stepped.entries;
+                // A prompt is read whether it is drafted for or not.
+                candidate.entries = if own.read_prompt { 1 } else { stepped.entries };
                 candidate.probe = stepped.remembered && self.house.tried(head_drafter) < EXPLORED;
             }
             if self.ceiling.ngram && own.speculation.ngram {
@@ -283,10 +288,10 @@ impl Speculator {
         running: &ById<Sequence>,
     ) -> Result<(), StepError> {
         let reads_prompts = !self.ceiling.adaptive || self.head_pays(scheduler.running_count());
-        let wanted = |id, decodes: bool| match running.get(&id).map(|sequence| &sequence.drafter) {
+        let wanted = |id| match running.get(&id).map(|sequence| &sequence.drafter) {
             Some(own) if !own.speculation.mtp || own.speculation.depth_max == 0 => Wanted::Nothing,
             Some(own) if own.wanted > 0 => Wanted::Drafts(own.wanted),
-            Some(_) if !decodes && reads_prompts => Wanted::Drafts(0),
+            Some(own) if own.read_prompt && reads_prompts => Wanted::Drafts(0),
             _ => Wanted::Nothing,
         };
         let mut more = scheduler.plan_drafts(&mut self.inputs, wanted);

@@ -102,20 +102,15 @@ impl Scheduler {
     }
 
     /// Fills `inputs` with the first pass after a committed step: entries for what became certain. False if nobody
-    /// wants any. The step's hidden vectors must still be there. `wanted` is told each sequence that the step advanced,
-    /// and whether it lacks one token only.
-    pub fn plan_drafts(
-        &mut self,
-        inputs: &mut DraftInputs,
-        mut wanted: impl FnMut(u64, bool) -> Wanted,
-    ) -> bool {
+    /// wants any. The step's hidden vectors must still be there. `wanted` is asked about each sequence that the step advanced.
+    pub fn plan_drafts(&mut self, inputs: &mut DraftInputs, mut wanted: impl FnMut(u64) -> Wanted) -> bool {
         inputs.step.clear();
         inputs.hidden.clear();
         self.drafting.clear();
         let stepped = std::mem::take(&mut self.stepped);
         for one in &stepped {
             let Some(index) = find(&self.running, one.id, one.index) else { continue };
-            if let Wanted::Drafts(depth) = wanted(one.id, self.running[index].decodes()) {
+            if let Wanted::Drafts(depth) = wanted(one.id) {
                 self.put_entries(index, one, depth, inputs);
             }
         }

@@ -32,8 +32,9 @@ const ROWS_PER_PIECE: usize = 32;
 pub struct Cpu {
     precision: Precision,
     isa: Isa,
-    pool: Arc<rayon::ThreadPool>,
     crew: Crew,
+    /// Steps of priority that the thread which computes is to give way by, until it has.
+    nice: i32,
     experts: ExpertWork,
 }
 
@@ -75,7 +76,7 @@ struct ExpertWork {
 #[error("cannot start {threads} compute threads: {source}")]
 pub struct ThreadsError {
     threads: usize,
-    source: rayon::ThreadPoolBuildError,
+    source: std::io::Error,
 }
 
 impl Cpu {
@@ -84,8 +85,8 @@ impl Cpu {
         Self::with_isa(precision, threads, Isa::detect())
     }
 
-    /// As [`Cpu::new`] with threads that give way to others: they run `nice` steps below the priority of the
-    /// process. 0 asks for nothing; 19 is the most there is.
+    /// As [`Cpu::new`] with threads that give way to others: they, and whoever calls [`Backend::run`], run `nice` steps
+    /// below the priority of the process. 0 asks for nothing; 19 is the most there is.
     pub fn giving_way(precision: Precision, threads: usize, nice: i32) -> Result<Self, ThreadsError> {
         Self::build(precision, threads, Isa::detect(), nice)
     }
@@ -96,15 +97,10 @@ impl Cpu {
     }
 
     fn build(precision: Precision, threads: usize, isa: Isa, nice: i32) -> Result<Self, ThreadsError> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("compute-{i}"))
-            .start_handler(move |_| nice::give_way(nice))
-            .build()
-            .map_err(|source| ThreadsError { threads, source })?;
-        let scratch = (0..pool.current_num_threads()).map(|_| Scratch::default()).collect();
-        let crew = Crew { scratch, team: Arc::default() };
-        Ok(Cpu { precision, isa, pool: Arc::new(pool), crew, experts: ExpertWork::default() })
+        let team = Team::new(threads, nice).map_err(|source| ThreadsError { threads, source })?;
+        let scratch = (0..team.threads()).map(|_| Scratch::default()).collect();
+        let crew = Crew { scratch, team: Arc::new(team) };
+        Ok(Cpu { precision, isa, crew, nice, experts: ExpertWork::default() })
     }
 
     pub fn isa(&self) -> Isa {
@@ -112,7 +108,7 @@ impl Cpu {
     }
 
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.crew.team.threads()
     }
 
     fn reserve_rows(&mut self, width: usize) {
@@ -242,9 +238,10 @@ impl Backend for Cpu {
     }
 
     fn run<R: Send>(&mut self, step: impl FnOnce(&mut Self) -> R + Send) -> R {
-        // From the first operation to the last on the same threads, so that no operation pays for waking them.
-        let (pool, team) = (Arc::clone(&self.pool), Arc::clone(&self.crew.team));
-        team.gather(&pool, || step(self))
+        // The caller leads, so it is the caller who has to give way.
+        nice::give_way(std::mem::take(&mut self.nice));
+        let team = Arc::clone(&self.crew.team);
+        team.gather(|| step(self))
     }
 
     fn embed(&mut self, tokens: &[u32], table: &Linear, out: &mut Buffer) {

@@ -19,21 +19,43 @@ pub fn give_way(_steps: i32) {}
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use crate::backend::{Precision, cpu::Cpu};
+    use crate::backend::{Backend, Precision, cpu::Cpu};
+    use std::sync::Mutex;
 
     fn priority() -> i32 {
         // SAFETY: reads a number of the calling thread and has no preconditions.
         unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
     }
 
+    /// Of the thread that computes and its helper, as a step finds them.
+    fn priorities(make: impl FnOnce() -> Cpu + Send) -> [i32; 2] {
+        // On a thread of its own, for it will give way.
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let mut cpu = make();
+                let seen = Mutex::new([None; 2]);
+                cpu.run(|cpu| {
+                    while seen.lock().is_ok_and(|seen| seen.iter().any(Option::is_none)) {
+                        cpu.crew.team.share(&|worker| {
+                            if let Ok(mut seen) = seen.lock() {
+                                seen[worker] = Some(priority());
+                            }
+                        });
+                    }
+                });
+                seen.into_inner().expect("nobody panicked").map(|seen| seen.expect("both came"))
+            });
+            thread.join().expect("the thread did not panic")
+        })
+    }
+
     #[test]
     fn only_the_threads_of_the_one_behind_give_way() {
-        let of_pool = |cpu: Cpu| cpu.pool.broadcast(|_| priority());
         let ours = priority();
-        let front = Cpu::new(Precision::F32, 2).expect("two threads");
-        let behind = Cpu::giving_way(Precision::F32, 2, 10).expect("two threads");
-        assert_eq!(of_pool(front), [ours; 2]);
-        assert_eq!(of_pool(behind), [(ours + 10).min(19); 2]);
+        let front = priorities(|| Cpu::new(Precision::F32, 2).expect("two threads"));
+        let behind = priorities(|| Cpu::giving_way(Precision::F32, 2, 10).expect("two threads"));
+        assert_eq!(front, [ours; 2]);
+        assert_eq!(behind, [(ours + 10).min(19); 2]);
         assert_eq!(priority(), ours);
     }
 }

@@ -1,32 +1,53 @@
-//! The threads of one step: they come once, at its beginning, and then wait for work without sleeping.
+//! The compute threads of one backend: the caller leads, the others wait for work without sleeping while a step lasts.
 //!
-//! A step has some hundred operations of a few microseconds each; waking a thread takes longer than most of them.
+//! A step has some hundred operations of a few microseconds each; waking a thread takes longer than most of them. So the
+//! helpers are woken once per step, look for work until it is over, and a little longer, for the next is often near.
 //!
 //! ```text
-//! team.gather(&pool, || {                       // the leader, on a thread of the pool; the others come to help
-//!     team.share(&|worker| { … });              // runs on the leader, and on every helper that is free by then
+//! let team = Team::new(threads, 0)?;
+//! team.gather(|| {                              // the helpers come
+//!     team.share(&|worker| { … });              // runs on the caller, and on every helper that is there by then
 //!     …
 //! });
 //! ```
 
 use std::cell::UnsafeCell;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::thread::JoinHandle;
 
-/// What helpers run: told which of the threads it is, 0 for the leader.
+use super::nice;
+
+/// What helpers run: told which of the threads it is, 0 for the caller.
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// Looks for work before a helper lets others have its core: about as long as the longest serial part of a step.
+/// Looks for work during a step before a helper lets others have its core: about as long as the longest serial part of
+/// a step.
 const LOOKS: u32 = 2000;
 
-/// How the threads of a step meet.
-#[derive(Default)]
+/// Looks after a step before a helper sleeps: as long as sampling and planning take.
+const LOOKS_BETWEEN: u32 = 8000;
+
+/// See the module. Dropping it ends the helpers.
 pub struct Team {
+    shared: Arc<Shared>,
+    helpers: Vec<JoinHandle<()>>,
+}
+
+/// How the threads meet.
+#[derive(Default)]
+struct Shared {
     /// Odd while there is work; each work has its own number.
     turn: AtomicU32,
     /// Helpers that may be looking at `work`.
     inside: AtomicU32,
-    /// The step is over.
+    /// A step is under way.
+    stepping: AtomicBool,
+    /// Helpers sleep, or are about to.
+    asleep: AtomicU32,
+    /// There will be no more steps.
     ended: AtomicBool,
     /// A helper's work panicked.
     broken: AtomicBool,
@@ -35,29 +56,65 @@ pub struct Team {
 
 // SAFETY: `work` is written by the leader while no helper is inside and none can come in, and read by helpers that are
 // inside while the turn is theirs; everything else is atomic.
-unsafe impl Sync for Team {}
+unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `work` is only followed during `share`, which its target outlives.
-unsafe impl Send for Team {}
+unsafe impl Send for Shared {}
 
 impl Team {
-    /// Runs `step` on a thread of the pool while its other threads help.
-    pub fn gather<R: Send>(&self, pool: &rayon::ThreadPool, step: impl FnOnce() -> R + Send) -> R {
-        let helpers = pool.current_num_threads() - 1;
-        if helpers == 0 {
-            return pool.install(step);
+    /// `threads` in all, the caller among them; the helpers run `nice` steps below the priority of the process.
+    /// Errors: the system has no more threads.
+    pub fn new(threads: usize, nice: i32) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let mut team = Self { shared, helpers: Vec::new() };
+        for worker in 1..threads {
+            let shared = team.shared.clone();
+            let thread = std::thread::Builder::new().name(format!("compute-{worker}"));
+            let helper = thread.spawn(move || {
+                nice::give_way(nice);
+                shared.help(worker);
+            })?;
+            team.helpers.push(helper);
         }
-        self.ended.store(false, SeqCst);
-        let lead = || {
-            // Whatever becomes of the step, the helpers are sent home.
-            let _end = Defer(|| self.ended.store(true, SeqCst));
-            step()
-        };
-        pool.install(|| rayon::join(lead, || self.help_all(helpers)).0)
+        Ok(team)
     }
 
-    /// Runs `work` on the calling thread, which leads, and on all helpers that come before it is done. It must divide
-    /// itself: each thread takes pieces until there are none.
+    /// Threads in all.
+    pub fn threads(&self) -> usize {
+        1 + self.helpers.len()
+    }
+
+    /// Runs `step`, during which the helpers are awake.
+    pub fn gather<R>(&self, step: impl FnOnce() -> R) -> R {
+        let shared = &*self.shared;
+        shared.stepping.store(true, SeqCst);
+        if shared.asleep.load(SeqCst) > 0 {
+            self.helpers.iter().for_each(|helper| helper.thread().unpark());
+        }
+        // Whatever becomes of the step, the helpers may rest.
+        let _end = Defer(|| shared.stepping.store(false, SeqCst));
+        step()
+    }
+
+    /// Runs `work` on the calling thread and on all helpers that come before it is done. It must divide itself: each
+    /// thread takes pieces until there are none.
     pub fn share(&self, work: &Work<'_>) {
+        self.shared.share(work);
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, SeqCst);
+        for helper in self.helpers.drain(..) {
+            helper.thread().unpark();
+            // A helper's panics were caught and told where they happened.
+            let _ = helper.join();
+        }
+    }
+}
+
+impl Shared {
+    fn share(&self, work: &Work<'_>) {
         // SAFETY: only the lifetime is changed; nobody follows the pointer after this function, which waits for all
         // who are inside, and `work` outlives it.
         let work_static: *const Work<'static> = unsafe { std::mem::transmute(std::ptr::from_ref(work)) };
@@ -77,15 +134,6 @@ impl Team {
         assert!(!self.broken.swap(false, SeqCst), "a compute thread panicked");
     }
 
-    /// The helpers `1 ..= count`, each on a thread of its own if the pool has one to spare.
-    fn help_all(&self, count: usize) {
-        if count > 1 {
-            rayon::join(|| self.help(count), || self.help_all(count - 1));
-        } else {
-            self.help(count);
-        }
-    }
-
     fn help(&self, worker: usize) {
         let (mut done, mut looks) = (0, 0);
         while !self.ended.load(SeqCst) {
@@ -93,14 +141,30 @@ impl Team {
             if turn % 2 == 1 && turn != done {
                 self.enter(turn, worker);
                 (done, looks) = (turn, 0);
-            } else if looks < LOOKS {
-                looks += 1;
-                std::hint::spin_loop();
-            } else {
+                continue;
+            }
+            looks += 1;
+            std::hint::spin_loop();
+            if self.stepping.load(SeqCst) {
+                if looks >= LOOKS {
+                    looks = 0;
+                    std::thread::yield_now();
+                }
+            } else if looks >= LOOKS_BETWEEN {
                 looks = 0;
-                std::thread::yield_now();
+                self.sleep();
             }
         }
+    }
+
+    /// Until a step begins, or there will be none. Sleeping is announced before the last look, so that whoever begins a
+    /// step either is seen here or sees it.
+    fn sleep(&self) {
+        self.asleep.fetch_add(1, SeqCst);
+        while !self.stepping.load(SeqCst) && !self.ended.load(SeqCst) {
+            std::thread::park();
+        }
+        self.asleep.fetch_sub(1, SeqCst);
     }
 
     fn enter(&self, turn: u32, worker: usize) {
@@ -133,17 +197,17 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
 
-    fn pool(threads: usize) -> rayon::ThreadPool {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads start")
+    fn team(threads: usize) -> Team {
+        Team::new(threads, 0).expect("threads start")
     }
 
     /// Many small works one after the other: each piece is done once, by whomever.
     #[test]
     fn every_piece_is_done_once() {
         for threads in [1, 2, 3, 5] {
-            let (team, pool) = (Team::default(), pool(threads));
+            let team = team(threads);
             for _ in 0..20 {
-                let total = team.gather(&pool, || {
+                let total = team.gather(|| {
                     let total = AtomicUsize::new(0);
                     for _ in 0..300 {
                         let (next, seen) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -164,8 +228,24 @@ mod tests {
     }
 
     #[test]
-    fn without_helpers_the_leader_does_it_all() {
-        let (team, calls) = (Team::default(), AtomicUsize::new(0));
+    fn helpers_that_slept_come_again() {
+        let team = team(2);
+        for _ in 0..3 {
+            while team.shared.asleep.load(SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            let came = AtomicBool::new(false);
+            team.gather(|| {
+                while !came.load(SeqCst) {
+                    team.share(&|worker| came.store(worker == 1 || came.load(SeqCst), SeqCst));
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn outside_a_step_the_caller_may_do_it_all() {
+        let (team, calls) = (team(1), AtomicUsize::new(0));
         team.share(&|worker| {
             assert_eq!(worker, 0);
             calls.fetch_add(1, SeqCst);
@@ -175,10 +255,10 @@ mod tests {
 
     #[test]
     fn a_panic_of_anyone_reaches_the_caller_and_the_team_goes_on() {
-        let (team, pool) = (Team::default(), pool(2));
+        let team = team(2);
         for who in [0, 1] {
             let failed = catch_unwind(AssertUnwindSafe(|| {
-                team.gather(&pool, || {
+                team.gather(|| {
                     // Until the one who is to fail has come.
                     loop {
                         team.share(&|worker| assert_ne!(worker, who, "as the test wants it"));
@@ -186,7 +266,7 @@ mod tests {
                 })
             }));
             assert!(failed.is_err(), "worker {who}");
-            assert_eq!(team.gather(&pool, || 5), 5);
+            assert_eq!(team.gather(|| 5), 5);
         }
     }
 }
