@@ -156,19 +156,7 @@ fn fits(value: &Value, schema: &Value, root: &Value) -> bool {
 /// A model with random taste, that closes what it opened sooner or later.
 fn write(steering: Steering, seed: u64, start: &[u32], max: usize) -> Option<Vec<u32>> {
     let World { text, end, .. } = world();
-    let params = SamplingParams {
-        temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        allowed_ids: None,
-        seed,
-        logprobs: None,
-    };
+    let params = SamplingParams::plain(1.0, seed);
     let vocab = text.vocab_size();
     let mut sampler = Sampler::new(params, vec![*end], 0, &[], max, vocab).steered(Some(steering));
     let mut workspace = Workspace::new(vocab);
@@ -287,19 +275,7 @@ fn accepts(steering: &Steering, text: &str) -> bool {
     let mut drafts = tokenizer.encode(text, false).unwrap();
     let count = drafts.len();
     drafts.push(*end);
-    let params = SamplingParams {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        allowed_ids: None,
-        seed: 0,
-        logprobs: None,
-    };
+    let params = SamplingParams::plain(0.0, 0);
     let mut sampler =
         Sampler::new(params, vec![*end], 0, &[], 9, tokenizer.vocab_size()).steered(Some(steering.clone()));
     sampler.prepare(&mut drafts);

@@ -64,6 +64,23 @@ pub struct Error {
 }
 
 impl SamplingParams {
+    /// The model's own distribution at `temperature` (0: its likeliest id), and nothing else.
+    pub fn plain(temperature: f32, seed: u64) -> Self {
+        Self {
+            temperature,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            allowed_ids: None,
+            seed,
+            logprobs: None,
+        }
+    }
+
     /// Checks every range against a vocabulary of `vocab` ids.
     pub fn check(&self, vocab: usize) -> Result<(), Error> {
         let refuse =

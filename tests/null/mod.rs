@@ -305,17 +305,5 @@ impl Chance {
 }
 
 pub fn sampling(temperature: f32, seed: u64) -> SamplingParams {
-    SamplingParams {
-        temperature,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        allowed_ids: None,
-        seed,
-        logprobs: None,
-    }
+    SamplingParams::plain(temperature, seed)
 }

@@ -133,17 +133,5 @@ async fn read(handle: &Handle, request: Request) -> anyhow::Result<(Vec<u32>, Du
 
 /// Always the likeliest id.
 pub fn greedy() -> SamplingParams {
-    SamplingParams {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        allowed_ids: None,
-        seed: 0,
-        logprobs: None,
-    }
+    SamplingParams::plain(0.0, 0)
 }

@@ -1,19 +1,7 @@
 use super::*;
 
 fn params() -> SamplingParams {
-    SamplingParams {
-        temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        allowed_ids: None,
-        seed: 7,
-        logprobs: None,
-    }
+    SamplingParams::plain(1.0, 7)
 }
 
 fn greedy() -> SamplingParams {
