@@ -3,6 +3,7 @@
 Asks for shapes and rules, not for wisdom: the model behind it is a toy.
 """
 
+import json
 import sys
 
 import openai
@@ -94,6 +95,17 @@ def completions(client):
     assert text == answer.choices[0].text
 
 
+def formats(client):
+    answer = ask(client, "What is 17 + 25?", response_format={
+        "type": "json_schema",
+        "json_schema": {"name": "sum", "schema": {
+            "type": "object", "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 99}},
+            "required": ["sum"], "additionalProperties": False,
+        }},
+    })
+    assert set(json.loads(answer.choices[0].message.content)) == {"sum"}, answer
+
+
 def models(client):
     listed = client.models.list().data
     assert [model.id for model in listed] == ["tiny"]
@@ -112,14 +124,15 @@ def raises(kind, call):
 def errors(client, url):
     raises(openai.NotFoundError, lambda: client.models.retrieve("gpt-4"))
     raises(openai.BadRequestError, lambda: ask(client, "x", top_p=7))
-    raises(openai.BadRequestError, lambda: ask(client, "x", response_format={"type": "json_object"}))
+    nonsense = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+    raises(openai.BadRequestError, lambda: ask(client, "x", response_format=nonsense))
     stranger = openai.OpenAI(base_url=url, api_key="wrong", max_retries=0)
     raises(openai.AuthenticationError, lambda: stranger.models.list())
 
 
 def main(url, key):
     client = openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120)
-    for test in (plain, streamed, thinking_off, tools, completions, models):
+    for test in (plain, streamed, thinking_off, tools, completions, formats, models):
         test(client)
         print("ok", test.__name__)
     errors(client, url)
