@@ -29,7 +29,7 @@ pub enum BackendName {
 /// The type activations are rounded to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DtypeName {
-    /// f32 on the CPU
+    /// bf16 as the checkpoints were trained, on the CPU; f32 in the reference
     Auto,
     #[value(alias = "float32")]
     F32,
@@ -53,9 +53,9 @@ pub struct Compute {
 
 impl Compute {
     pub fn precision(&self) -> Precision {
-        match self.dtype {
-            DtypeName::Auto | DtypeName::F32 => Precision::F32,
-            DtypeName::Bf16 => Precision::Bf16,
+        match (self.dtype, self.backend) {
+            (DtypeName::F32, _) | (DtypeName::Auto, BackendName::Reference) => Precision::F32,
+            (DtypeName::Bf16, _) | (DtypeName::Auto, BackendName::Cpu) => Precision::Bf16,
         }
     }
 

@@ -20,7 +20,7 @@ use super::{
 use crate::model::config::{Attention, Mamba, Moe};
 use crate::ops::{self, linear::Epilogue};
 use crate::weights::Linear;
-use simd::{Isa, Output, Tokens};
+use simd::{Isa, Operands, Output, Tokens};
 use team::Team;
 
 /// Below this many multiply-adds an operation stays on the calling thread: waking the others costs more.
@@ -36,6 +36,8 @@ pub struct Cpu {
     /// Steps of priority that the thread which computes is to give way by, until it has.
     nice: i32,
     experts: ExpertWork,
+    /// What is multiplied, as BF16: room for the largest buffer.
+    operands: Vec<u16>,
 }
 
 /// The threads' memory, one each, and how they meet.
@@ -65,10 +67,26 @@ struct ExpertWork {
     pairs: Vec<u32>,
     /// Experts with at least one pair.
     active: Vec<u32>,
-    /// [T * K, intermediate]
+    /// [T * K, intermediate]; half of it, as BF16, where that is what is multiplied.
     middle: Vec<f32>,
     /// The widest intermediate of any layer.
     intermediate: usize,
+}
+
+/// Where the experts leave what is between their two matrices.
+#[derive(Clone, Copy)]
+enum Middle {
+    F32(Output),
+    Bf16(Output<u16>),
+}
+
+/// The routed experts of a layer, of which each may be stored in another form.
+pub struct Experts {
+    up: Vec<Linear>,
+    down: Vec<Linear>,
+    /// All of them are multiplied with BF16 operands.
+    up_bf16: bool,
+    down_bf16: bool,
 }
 
 /// A CPU that cannot be set up as asked.
@@ -100,7 +118,7 @@ impl Cpu {
         let team = Team::new(threads, nice).map_err(|source| ThreadsError { threads, source })?;
         let scratch = (0..team.threads()).map(|_| Scratch::default()).collect();
         let crew = Crew { scratch, team: Arc::new(team) };
-        Ok(Cpu { precision, isa, crew, nice, experts: ExpertWork::default() })
+        Ok(Cpu { precision, isa, crew, nice, experts: ExpertWork::default(), operands: Vec::new() })
     }
 
     pub fn isa(&self) -> Isa {
@@ -113,14 +131,15 @@ impl Cpu {
 
     fn reserve_rows(&mut self, width: usize) {
         for scratch in &mut self.crew.scratch {
-            scratch.rows.resize(scratch.rows.len().max(4 * width), 0.0);
+            scratch.rows.resize(scratch.rows.len().max(simd::SCRATCH_ROWS * width), 0.0);
         }
     }
 
     fn product(
         &mut self,
-        tokens: Tokens<'_>,
+        tokens: usize,
         weight: &Linear,
+        x: &Buffer,
         out: &mut Buffer,
         epilogue: Epilogue,
         rounded: bool,
@@ -128,29 +147,47 @@ impl Cpu {
         let isa = self.isa;
         let precision = if rounded { self.precision } else { Precision::F32 };
         let output = Output::new(&mut out.data, out.width);
+        let narrow = self.precision == Precision::Bf16 && isa.multiplies_bf16(weight);
+        let operands = operands(isa, &mut self.crew, narrow, x, tokens, &mut self.operands);
         let piece = |scratch: &mut Scratch, from: usize, to: usize| {
-            simd::rows(
-                isa,
-                weight,
-                from,
-                to,
-                tokens,
-                &mut scratch.rows,
-                &mut |r: usize, t: usize, y: &mut [f32]| {
-                    // SAFETY: pieces have disjoint rows r, which are columns of the output.
-                    unsafe { output.apply(t, r, y, epilogue) }
-                },
-            );
+            let sink = &mut |r: usize, t: usize, y: &mut [f32]| {
+                // SAFETY: pieces have disjoint rows r, which are columns of the output.
+                unsafe { output.apply(t, r, y, epilogue) }
+            };
+            simd::rows(isa, weight, from, to, operands, &mut scratch.rows, sink);
             if precision != Precision::F32 {
-                for t in 0..tokens.count {
+                for t in 0..tokens {
                     // SAFETY: as above: columns from..to belong to this piece.
                     precision.round(unsafe { output.slice(t, from, to - from) });
                 }
             }
         };
-        let work = weight.rows * weight.cols * tokens.count;
+        let work = weight.rows * weight.cols * tokens;
         split(&mut self.crew, weight.rows, ROWS_PER_PIECE, work, piece);
     }
+}
+
+/// The first `tokens` rows of `x`: as they are, or as BF16 in `memory`.
+fn operands<'a>(
+    isa: Isa,
+    crew: &mut Crew,
+    narrow: bool,
+    x: &'a Buffer,
+    tokens: usize,
+    memory: &'a mut [u16],
+) -> Operands<'a> {
+    if !narrow {
+        return Operands::F32(Tokens::all(x.rows(tokens), tokens));
+    }
+    let memory = &mut memory[..tokens * x.width];
+    let output = Output::new(memory, x.width);
+    split(crew, tokens, 8, tokens * x.width, |_, from, to| {
+        for t in from..to {
+            // SAFETY: pieces have disjoint tokens.
+            simd::narrow(isa, x.row(t), unsafe { output.slice(t, 0, x.width) });
+        }
+    });
+    Operands::Bf16(Tokens::all(memory, tokens))
 }
 
 /// Calls `piece(scratch, from, to)` over `0..count` in pieces, on all threads of the step when `work` multiply-adds
@@ -188,7 +225,7 @@ fn split(
 impl Backend for Cpu {
     type Linear = Linear;
     type Vector = Vec<f32>;
-    type Experts = (Vec<Linear>, Vec<Linear>);
+    type Experts = Experts;
     type Buffer = Buffer;
     type Routes = Routes;
     type State = State;
@@ -210,10 +247,13 @@ impl Backend for Cpu {
         for scratch in &mut self.crew.scratch {
             scratch.scores.resize(scratch.scores.len().max(2 * up.len()), 0.0);
         }
-        (up, down)
+        let all = |weights: &[Linear]| weights.iter().all(|weight| self.isa.multiplies_bf16(weight));
+        let bf16 = self.precision == Precision::Bf16;
+        Experts { up_bf16: bf16 && all(&up), down_bf16: bf16 && all(&down), up, down }
     }
 
     fn buffer(&mut self, rows: usize, width: usize) -> Buffer {
+        self.operands.resize(self.operands.len().max(rows * width), 0);
         Buffer::new(rows, width)
     }
 
@@ -271,7 +311,7 @@ impl Backend for Cpu {
     }
 
     fn linear(&mut self, tokens: usize, weight: &Linear, x: &Buffer, out: &mut Buffer, epilogue: Epilogue) {
-        self.product(Tokens::all(x.rows(tokens), tokens), weight, out, epilogue, true);
+        self.product(tokens, weight, x, out, epilogue, true);
     }
 
     fn conv(
@@ -425,14 +465,21 @@ impl Backend for Cpu {
         let (isa, chosen, experts) = (self.isa, shape.experts_per_token, shape.experts);
         let ids = Output::new(&mut routes.ids, chosen);
         let weights = Output::new(&mut routes.weights, chosen);
+        let narrow = self.precision == Precision::Bf16 && isa.multiplies_bf16(gate);
+        let operands = operands(isa, &mut self.crew, narrow, u, tokens, &mut self.operands);
         split(&mut self.crew, tokens, 4, tokens * gate.rows * gate.cols, |scratch, from, to| {
             let Scratch { rows, scores, .. } = scratch;
             let (logits, selection) = scores.split_at_mut(experts);
             for t in from..to {
-                let one = Tokens::all(u.row(t), 1);
-                simd::rows(isa, gate, 0, experts, one, rows, &mut |r: usize, _: usize, y: &mut [f32]| {
-                    logits[r..][..y.len()].copy_from_slice(y)
-                });
+                simd::rows(
+                    isa,
+                    gate,
+                    0,
+                    experts,
+                    operands.one(t, gate.cols),
+                    rows,
+                    &mut |r: usize, _: usize, y: &mut [f32]| logits[r..][..y.len()].copy_from_slice(y),
+                );
                 // SAFETY: pieces have disjoint tokens, which are rows of ids and weights.
                 let (ids, weights) = unsafe { (ids.slice(t, 0, chosen), weights.slice(t, 0, chosen)) };
                 ops::route::choose(shape, bias, logits, &mut selection[..experts], ids, weights);
@@ -446,7 +493,7 @@ impl Backend for Cpu {
         shape: &Moe,
         v: &Buffer,
         routes: &Routes,
-        (up, down): &Self::Experts,
+        Experts { up, down, up_bf16, down_bf16 }: &Experts,
         out: &mut Buffer,
         epilogue: Epilogue,
     ) {
@@ -459,36 +506,41 @@ impl Backend for Cpu {
         let work = tokens * chosen * width * inner;
 
         // Up: pieces are (expert, rows), each expert's weights are read once for all who chose it.
-        let hidden = Output::new(&mut middle[..tokens * chosen * inner], inner);
+        let hidden = match down_bf16 {
+            true => Middle::Bf16(Output::new(simd::halves_of(middle), inner)),
+            false => Middle::F32(Output::new(&mut middle[..tokens * chosen * inner], inner)),
+        };
+        let operands = operands(isa, &mut self.crew, *up_bf16, v, tokens, &mut self.operands);
         let pieces = inner.div_ceil(ROWS_PER_PIECE);
         split(&mut self.crew, active.len() * pieces, 1, work, |scratch, from, to| {
             for unit in from..to {
                 let (expert, rows) = (active[unit / pieces], unit % pieces * ROWS_PER_PIECE);
                 let pairs = &pairs[range(expert)];
-                let x = Tokens {
-                    x: v.rows(tokens),
-                    rows: Some(pairs),
-                    divisor: chosen as u32,
-                    count: pairs.len(),
-                };
                 let end = (rows + ROWS_PER_PIECE).min(inner);
-                let weight = &up[expert as usize];
                 let sink = &mut |r: usize, i: usize, y: &mut [f32]| {
+                    let pair = pairs[i] as usize;
+                    y.iter_mut().for_each(|y| *y = ops::linear::relu2(*y));
                     // SAFETY: one unit of work owns these rows of this expert's pairs.
-                    unsafe { hidden.apply(pairs[i] as usize, r, y, Epilogue::Relu2) }
-                };
-                simd::rows(isa, weight, rows, end, x, &mut scratch.rows, sink);
-                if precision != Precision::F32 {
-                    for &pair in pairs {
-                        // SAFETY: as above.
-                        precision.round(unsafe { hidden.slice(pair as usize, rows, end - rows) });
+                    unsafe {
+                        match hidden {
+                            Middle::Bf16(hidden) => simd::narrow(isa, y, hidden.slice(pair, r, y.len())),
+                            Middle::F32(hidden) => {
+                                precision.round(y);
+                                hidden.slice(pair, r, y.len()).copy_from_slice(y);
+                            }
+                        }
                     }
-                }
+                };
+                let x = operands.of_pairs(pairs, chosen);
+                simd::rows(isa, &up[expert as usize], rows, end, x, &mut scratch.rows, sink);
             }
         });
 
         // Down: pieces are rows of the output; each walks the experts in order and adds in that order.
-        let middle = &middle[..tokens * chosen * inner];
+        let operands = match down_bf16 {
+            true => Operands::Bf16(Tokens::all(&simd::halves_of(middle)[..tokens * chosen * inner], tokens)),
+            false => Operands::F32(Tokens::all(&middle[..tokens * chosen * inner], tokens)),
+        };
         let output = Output::new(&mut out.data, out.width);
         split(&mut self.crew, width, ROWS_PER_PIECE, work, |scratch, from, to| {
             if epilogue == Epilogue::Store {
@@ -499,15 +551,14 @@ impl Backend for Cpu {
             }
             for &expert in active {
                 let pairs = &pairs[range(expert)];
-                let x = Tokens { x: middle, rows: Some(pairs), divisor: 1, count: pairs.len() };
-                let weight = &down[expert as usize];
                 let sink = &mut |r: usize, i: usize, y: &mut [f32]| {
                     let pair = pairs[i] as usize;
                     y.iter_mut().for_each(|y| *y *= routes.weights[pair]);
                     // SAFETY: pieces have disjoint rows r, which are columns of the output.
                     unsafe { output.apply(pair / chosen, r, y, Epilogue::Add) }
                 };
-                simd::rows(isa, weight, from, to, x, &mut scratch.rows, sink);
+                let x = operands.of_pairs(pairs, 1);
+                simd::rows(isa, &down[expert as usize], from, to, x, &mut scratch.rows, sink);
             }
             if precision != Precision::F32 {
                 for t in 0..tokens {
@@ -533,7 +584,7 @@ impl Backend for Cpu {
     }
 
     fn logits(&mut self, rows: usize, weight: &Linear, x: &Buffer, out: &mut Buffer) {
-        self.product(Tokens::all(x.rows(rows), rows), weight, out, Epilogue::Store, false);
+        self.product(rows, weight, x, out, Epilogue::Store, false);
     }
 
     fn largest(&mut self, rows: usize, x: &Buffer, indices: &mut Vec<u32>) {

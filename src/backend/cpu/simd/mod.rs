@@ -42,6 +42,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL
     Avx512,
+    /// Those, VBMI and BF16
+    Avx512Bf16,
     Neon,
 }
 
@@ -68,6 +70,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl");
             if avx2 && avx512 {
                 all.push(Isa::Avx512);
+                if is_x86_feature_detected!("avx512vbmi") && is_x86_feature_detected!("avx512bf16") {
+                    all.push(Isa::Avx512Bf16);
+                }
             }
         }
         #[cfg(target_arch = "aarch64")]
@@ -80,8 +85,20 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512-bf16",
             Isa::Neon => "neon",
         }
+    }
+
+    /// Whether the kernels written in AVX-512 run.
+    pub fn has_avx512(self) -> bool {
+        matches!(self, Isa::Avx512 | Isa::Avx512Bf16)
+    }
+
+    /// Whether products of `weight` with BF16 operands have instructions of their own.
+    pub fn multiplies_bf16(self, weight: &Linear) -> bool {
+        self == Isa::Avx512Bf16
+            && matches!(weight.format, Format::BF16 | Format::Fp8 { .. } | Format::Nvfp4 { .. })
     }
 }
 
@@ -104,7 +121,7 @@ macro_rules! versions {
                 }
                 match isa {
                     // SAFETY: `Isa::available` lists a set only after the CPU reported its features.
-                    $crate::backend::cpu::simd::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    isa if isa.has_avx512() => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::backend::cpu::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     _ => {}
@@ -187,8 +204,8 @@ pub fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
 /// Rows of tokens that share one product: token i's operand is row `index(i)` of `x`, its result row
 /// `index_out(i)` of the output.
 #[derive(Clone, Copy)]
-pub struct Tokens<'a> {
-    pub x: &'a [f32],
+pub struct Tokens<'a, X = f32> {
+    pub x: &'a [X],
     /// Which rows of `x`; all of them in order where `None`.
     pub rows: Option<&'a [u32]>,
     /// Divides `rows` entries: pair p of token t is `t * K + j`, and its operand is row p / K.
@@ -196,13 +213,43 @@ pub struct Tokens<'a> {
     pub count: usize,
 }
 
-impl<'a> Tokens<'a> {
-    pub fn all(x: &'a [f32], count: usize) -> Self {
+/// Tokens as the kernels for a weight read them.
+#[derive(Clone, Copy)]
+pub enum Operands<'a> {
+    F32(Tokens<'a>),
+    /// BF16, where [`Isa::multiplies_bf16`].
+    Bf16(Tokens<'a, u16>),
+}
+
+impl<'a> Operands<'a> {
+    /// Token `t` alone; rows are `width` long.
+    pub fn one(self, t: usize, width: usize) -> Self {
+        match self {
+            Operands::F32(tokens) => Operands::F32(Tokens::all(tokens.row(t, width), 1)),
+            Operands::Bf16(tokens) => Operands::Bf16(Tokens::all(tokens.row(t, width), 1)),
+        }
+    }
+
+    /// Those of pairs: `divisor` pairs to a row.
+    pub fn of_pairs(self, pairs: &'a [u32], divisor: usize) -> Self {
+        match self {
+            Operands::F32(tokens) => Operands::F32(tokens.of_pairs(pairs, divisor)),
+            Operands::Bf16(tokens) => Operands::Bf16(tokens.of_pairs(pairs, divisor)),
+        }
+    }
+}
+
+impl<'a, X: Copy> Tokens<'a, X> {
+    fn of_pairs(self, pairs: &'a [u32], divisor: usize) -> Self {
+        Tokens { rows: Some(pairs), divisor: divisor as u32, count: pairs.len(), ..self }
+    }
+
+    pub fn all(x: &'a [X], count: usize) -> Self {
         Tokens { x, rows: None, divisor: 1, count }
     }
 
     #[inline(always)]
-    pub fn row(&self, i: usize, width: usize) -> &'a [f32] {
+    pub fn row(&self, i: usize, width: usize) -> &'a [X] {
         let row = self.rows.map_or(i, |rows| (rows[i] / self.divisor) as usize);
         &self.x[row * width..][..width]
     }
@@ -227,8 +274,26 @@ impl<F: FnMut(usize, usize, &mut [f32])> Sink for F {
 }
 
 /// Products of rows `from..to` of `weight` with every token, handed to `sink` as they are ready.
-/// `scratch` [4 * cols] holds decoded rows when there are enough tokens to pay for decoding once.
+/// `scratch` [[`SCRATCH_ROWS`] * cols] holds decoded rows when there are enough tokens to pay for decoding once.
 pub fn rows(
+    isa: Isa,
+    weight: &Linear,
+    from: usize,
+    to: usize,
+    operands: Operands<'_>,
+    scratch: &mut [f32],
+    sink: &mut impl Sink,
+) {
+    match operands {
+        Operands::F32(tokens) => rows_f32(isa, weight, from, to, tokens, scratch, sink),
+        Operands::Bf16(tokens) => rows_bf16(isa, weight, from, to, tokens, scratch, sink),
+    }
+}
+
+/// Rows of f32 that a thread has memory for, and twice as many of BF16.
+pub const SCRATCH_ROWS: usize = 4;
+
+fn rows_f32(
     isa: Isa,
     weight: &Linear,
     from: usize,
@@ -237,39 +302,82 @@ pub fn rows(
     scratch: &mut [f32],
     sink: &mut impl Sink,
 ) {
-    /// Rows that are decoded together: a copy of more leaves the L1 cache.
-    const DECODED: usize = 4;
     /// From here on a decoded copy in the L1 cache is cheaper than decoding again. Decoding in registers costs two to
     /// six instructions per 16 weights and 4 tokens, so a copy has to serve many.
     const DECODE_ONCE: usize = 32;
     let (width, scale) = (weight.cols, weight_scale(weight));
+    let tile = |rows: &Rows<'_>, first, count, x: &[&[f32]], sums: &mut Sums| {
+        tile(isa, rows, first, count, width, x, sums)
+    };
     if tokens.count < DECODE_ONCE || matches!(weight.format, Format::F32) {
-        let stored = Rows::of(weight);
-        for r in (from..to).step_by(ROWS) {
-            token_tiles(isa, &stored, scale, (r, r), ROWS.min(to - r), width, tokens, sink);
-        }
-        return;
+        return stored_rows(weight, from, to, tokens, tile, sink);
     }
-    for r in (from..to).step_by(DECODED) {
-        let count = DECODED.min(to - r);
+    for r in (from..to).step_by(SCRATCH_ROWS) {
+        let count = SCRATCH_ROWS.min(to - r);
         let scratch = &mut scratch[..count * width];
         for (i, row) in scratch.chunks_exact_mut(width).enumerate() {
             decode(isa, weight, r + i, row);
         }
-        let decoded = Rows::F32(bytemuck_cast(scratch));
-        token_tiles(isa, &decoded, scale, (0, r), count, width, tokens, sink);
+        let decoded = Rows::F32(bytes_of(scratch));
+        token_tiles(&decoded, scale, (0, r), count, width, tokens, &tile, sink);
+    }
+}
+
+fn rows_bf16(
+    isa: Isa,
+    weight: &Linear,
+    from: usize,
+    to: usize,
+    tokens: Tokens<'_, u16>,
+    scratch: &mut [f32],
+    sink: &mut impl Sink,
+) {
+    /// As for f32; a copy of BF16 has half the bytes to store.
+    const DECODE_ONCE: usize = 12;
+    let (width, scale) = (weight.cols, weight_scale(weight));
+    let tile = |rows: &Rows<'_>, first, count, x: &[&[u16]], sums: &mut Sums| {
+        tile_bf16(isa, rows, first, count, width, x, sums)
+    };
+    if tokens.count < DECODE_ONCE || matches!(weight.format, Format::BF16) {
+        return stored_rows(weight, from, to, tokens, tile, sink);
+    }
+    let stored = Rows::of(weight);
+    for r in (from..to).step_by(2 * SCRATCH_ROWS) {
+        let count = (2 * SCRATCH_ROWS).min(to - r);
+        let scratch = &mut halves_of(scratch)[..count * width];
+        for (i, row) in scratch.chunks_exact_mut(width).enumerate() {
+            decode_bf16(isa, &stored, r + i, row);
+        }
+        let decoded = Rows::Bf16(bytes_of(scratch));
+        token_tiles(&decoded, scale, (0, r), count, width, tokens, &tile, sink);
+    }
+}
+
+/// Tiles over the weight as it is stored.
+fn stored_rows<X: Copy>(
+    weight: &Linear,
+    from: usize,
+    to: usize,
+    tokens: Tokens<'_, X>,
+    tile: impl Fn(&Rows<'_>, usize, usize, &[&[X]], &mut Sums),
+    sink: &mut impl Sink,
+) {
+    let (stored, scale) = (Rows::of(weight), weight_scale(weight));
+    for r in (from..to).step_by(ROWS) {
+        token_tiles(&stored, scale, (r, r), ROWS.min(to - r), weight.cols, tokens, &tile, sink);
     }
 }
 
 /// Runs tiles of at most 4 tokens over `count` rows from `first`, which the sink knows as rows from `named` on.
-fn token_tiles(
-    isa: Isa,
+#[allow(clippy::too_many_arguments, reason = "a closure over half of them would be called for every tile")]
+fn token_tiles<X: Copy>(
     rows: &Rows<'_>,
     scale: f32,
     (first, named): (usize, usize),
     count: usize,
     width: usize,
-    tokens: Tokens<'_>,
+    tokens: Tokens<'_, X>,
+    tile: &impl Fn(&Rows<'_>, usize, usize, &[&[X]], &mut Sums),
     sink: &mut impl Sink,
 ) {
     let mut sums = [[0.0f32; ROWS]; 4];
@@ -280,7 +388,7 @@ fn token_tiles(
         for (i, x) in x.iter_mut().enumerate().take(batch).skip(1) {
             *x = tokens.row(t + i, width);
         }
-        tile(isa, rows, first, count, width, &x[..batch], &mut sums);
+        tile(rows, first, count, &x[..batch], &mut sums);
         for (j, sums) in sums.iter_mut().enumerate().take(batch) {
             for sum in sums.iter_mut() {
                 *sum *= scale;
@@ -322,18 +430,69 @@ impl<'a> Rows<'a> {
     }
 }
 
-fn bytemuck_cast(values: &[f32]) -> &[u8] {
-    // SAFETY: any f32 is four plain bytes, u8 has no alignment, and the length is the slice's own.
+/// Numbers whose bytes may be read as they are.
+trait Plain: Copy {}
+impl Plain for f32 {}
+impl Plain for u16 {}
+
+fn bytes_of<X: Plain>(values: &[X]) -> &[u8] {
+    // SAFETY: any such number is plain bytes, u8 has no alignment, and the length is the slice's own.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// The same memory as numbers of half the size.
+pub fn halves_of(values: &mut [f32]) -> &mut [u16] {
+    // SAFETY: any bits are a u16 and any two of them an f32, whose alignment is more than enough.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), 2 * values.len()) }
 }
 
 /// sums[j][i] = row (first + i) · x[j], for up to 16 rows and up to 4 tokens of `width` numbers.
 fn tile(isa: Isa, rows: &Rows<'_>, first: usize, count: usize, width: usize, x: &[&[f32]], sums: &mut Sums) {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa.has_avx512() {
         return avx512::tile(rows, first, count, width, x, sums);
     }
     portable::tile(isa, *rows, first, count, width, x, sums);
+}
+
+/// As [`tile`], over BF16 operands.
+fn tile_bf16(
+    isa: Isa,
+    rows: &Rows<'_>,
+    first: usize,
+    count: usize,
+    width: usize,
+    x: &[&[u16]],
+    sums: &mut Sums,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Bf16 {
+        return avx512::bf16::tile(rows, first, count, width, x, sums);
+    }
+    let _ = (rows, first, count, width, x, sums);
+    unreachable!("{} has no BF16 tile", isa.name());
+}
+
+/// One row as BF16, without the scale per tensor: the same numbers [`tile_bf16`] multiplies.
+fn decode_bf16(isa: Isa, rows: &Rows<'_>, row: usize, out: &mut [u16]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Bf16 {
+        return avx512::bf16::decode(rows, row, out);
+    }
+    let _ = (rows, row, out);
+    unreachable!("{} has no BF16 tile", isa.name());
+}
+
+/// Rounds to BF16, to even.
+pub fn narrow(isa: Isa, from: &[f32], to: &mut [u16]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Bf16 {
+        return avx512::bf16::narrow_operands(from, to);
+    }
+    let _ = isa;
+    for (from, to) in from.iter().zip(to) {
+        *to = half::bf16::from_f32(*from).to_bits();
+    }
 }
 
 /// One row as f32, without the scale per tensor: the same numbers [`tile`] multiplies.
