@@ -3,7 +3,7 @@
 use ferrotron::backend::cpu::{Cpu, simd::Isa};
 use ferrotron::backend::host::{Buffer, Routes};
 use ferrotron::backend::reference::Reference;
-use ferrotron::backend::{Backend, Heads, KvType, Precision, SequenceInputs, SsmType, StatePlan, StepInputs};
+use ferrotron::backend::{Backend, Heads, KvType, Precision, SsmType, StatePlan, StepInputs};
 use ferrotron::model::config::{Attention, Mamba, Moe};
 use ferrotron::ops::cells::Cells;
 use ferrotron::ops::linear::Epilogue;
@@ -61,20 +61,9 @@ fn step(parts: &[(u32, u32, u32)], block_len: u32) -> StepInputs {
     let mut inputs = StepInputs::default();
     let needed: u32 = parts.iter().map(|p| (p.1 + p.2).div_ceil(block_len)).sum();
     for &(slot, past, count) in parts {
-        let (first, first_block) = (inputs.tokens.len() as u32, inputs.blocks.len() as u32);
-        let block_count = (past + count).div_ceil(block_len);
-        inputs.tokens.extend((0..count).map(|i| slot + i));
-        inputs.blocks.extend((0..block_count).map(|b| needed - 1 - first_block - b));
-        inputs.sequences.push(SequenceInputs {
-            slot,
-            source: slot,
-            first,
-            count,
-            past,
-            first_block,
-            block_count,
-            ..SequenceInputs::default()
-        });
+        let first_block = inputs.blocks.len() as u32;
+        let blocks = (0..(past + count).div_ceil(block_len)).map(|b| needed - 1 - first_block - b);
+        inputs.push(slot, past as usize, slot..slot + count, blocks);
     }
     inputs
 }
