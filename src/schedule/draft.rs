@@ -107,6 +107,7 @@ impl Scheduler {
         inputs.step.clear();
         inputs.hidden.clear();
         self.drafting.clear();
+        self.make_room_for_tables(&mut inputs.step);
         let stepped = std::mem::take(&mut self.stepped);
         for one in &stepped {
             let Some(index) = find(&self.running, one.id, one.index) else { continue };

@@ -35,6 +35,7 @@ impl Scheduler {
             self.free(resume);
         }
         self.admit();
+        self.make_room_for_tables(inputs);
         self.grow();
         let mut room = Room {
             tokens: self.config.limits.step_tokens.min(tokens.max(self.running.len())),
