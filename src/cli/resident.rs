@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::pull::hub_cache;
 use crate::backend::{Precision, cpu::Cpu, reference::Reference, trace::Trace};
+use crate::engine::LoadProgress;
 use crate::model::config::{GenerationConfig, ModelConfig};
 use crate::model::fields::Fields;
 use crate::model::{Limits, Model, Network, load, presets};
@@ -171,6 +172,18 @@ impl Resident {
                 Box::new(Model::new(self.cpu(compute)?, self.config.clone(), fields, limits)?)
             }
         })
+    }
+
+    /// The same as an engine asks for it, on its own thread: progress in shares of the whole, an error as a sentence.
+    pub fn load(
+        &self,
+        compute: &Compute,
+        limits: Limits,
+        progress: &LoadProgress,
+    ) -> Result<Box<dyn Network>, String> {
+        let total = self.checkpoint.bytes();
+        let network = self.network(compute, limits, &|done| progress.set(done, total));
+        network.map_err(|error| format!("{error:#}"))
     }
 
     fn fields(&self, progress: &dyn Fn(u64)) -> anyhow::Result<Fields<Linear>> {

@@ -7,10 +7,10 @@ use indicatif::ProgressBar;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{machine, median, progress};
-use crate::backend::{SequenceInputs, StepInputs};
+use super::{machine, median, progress, tell};
+use crate::backend::StepInputs;
 use crate::cli::resident::{BLOCK_LEN, Compute, Resident, count, greedy, limits};
-use crate::cli::table::table;
+use crate::cli::table;
 use crate::ops::Cost;
 
 /// The host backends keep keys and values as f32.
@@ -120,12 +120,7 @@ fn measure<T>(
         weights_bytes: resident.checkpoint.bytes(),
         rows,
     };
-    if common.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        print(&report);
-    }
-    Ok(())
+    tell(&report, common.json, print)
 }
 
 struct Bench<'a> {
@@ -238,23 +233,11 @@ fn spread(parts: &[(usize, usize, &[u32])], capacity: usize) -> StepInputs {
 }
 
 pub fn push(inputs: &mut StepInputs, slot: usize, past: usize, tokens: &[u32], capacity: usize) {
-    let (first, first_block) = (inputs.tokens.len() as u32, inputs.blocks.len() as u32);
     let own = capacity.div_ceil(BLOCK_LEN) as u32;
     let block_count = (past + tokens.len()).div_ceil(BLOCK_LEN) as u32;
-    inputs.tokens.extend_from_slice(tokens);
-    inputs.blocks.extend((0..block_count).map(|b| slot as u32 * own + b));
+    let slot = slot as u32;
+    inputs.push(slot, past, tokens.iter().copied(), (0..block_count).map(|b| slot * own + b));
     inputs.logit_rows.push(inputs.tokens.len() as u32 - 1);
-    let (slot, count, past) = (slot as u32, tokens.len() as u32, past as u32);
-    inputs.sequences.push(SequenceInputs {
-        slot,
-        source: slot,
-        first,
-        count,
-        past,
-        first_block,
-        block_count,
-        ..SequenceInputs::default()
-    });
 }
 
 fn decode_step(inputs: &mut StepInputs, last: &[u32], past: usize, capacity: usize) {
@@ -296,18 +279,17 @@ fn print(report: &Report) {
     println!("{} ({:.1} MB) on {}", report.model, report.weights_bytes as f64 / 1e6, report.compute);
     println!("{}; memory reads at {:.1} GB/s", report.machine, report.bandwidth_gb_per_s);
     let header = ["test", "tok/s", "TTFT ms", "MB/token", "GB/s", "% of memory"];
-    let mut table = table(&header, &[1, 2, 3, 4, 5]);
-    for row in &report.rows {
-        table.add_row([
+    let cells = report.rows.iter().map(|row| {
+        [
             row.test.clone(),
             format!("{:.1}", row.tok_per_s),
             format!("{:.2}", row.ttft_ms),
             format!("{:.3}", row.bytes_per_token as f64 / 1e6),
             format!("{:.2}", row.gb_per_s),
             format!("{:.1}", row.percent_of_bandwidth),
-        ]);
-    }
-    println!("{table}");
+        ]
+    });
+    table::print(header, &[1, 2, 3, 4, 5], cells);
     if report.rows.iter().any(|row| row.percent_of_bandwidth > 100.0) {
         println!("More than 100 %: weights and states of this size are served by the caches, not by memory.");
     }

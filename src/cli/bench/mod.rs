@@ -21,6 +21,7 @@ use std::io::IsTerminal;
 use anyhow::Context;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -68,6 +69,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(2).enable_all().build().context("the runtime could not be started")
+}
+
+/// Prints a report as one JSON object, or for people.
+fn tell<R: Serialize>(report: &R, json: bool, print: impl FnOnce(&R)) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(report)?);
+    } else {
+        print(report);
+    }
+    Ok(())
 }
 
 /// A bar for `steps` steps on a terminal; none beside JSON.
