@@ -177,7 +177,7 @@ fn start(args: &Args, app: &App, described: Described, sizes: &Sizes, place: Pla
         if let Some(before) = before {
             runtime.block_on(before.loaded());
         }
-        let total = resident.checkpoint.bytes();
+        let total = resident.bytes();
         let network = resident.network(&compute, limits, &|done| progress.set(done, total));
         network.map_err(|error| format!("{error:#}"))
     });
@@ -193,7 +193,7 @@ fn plan(args: &Args, described: &[Described]) -> anyhow::Result<Vec<Sizes>> {
             name: described.model.canonical(),
             config: &described.resident.config,
             context: described.model.max_model_len,
-            weights: described.resident.checkpoint.bytes(),
+            weights: described.resident.bytes(),
         })
         .collect();
     let free = memory::free();

@@ -22,12 +22,9 @@ const CHUNK: usize = 1 << 16;
 
 /// The network of `config` in the formats of `recipe` (see [`Recipe::uniform`]). A linear whose width does not divide
 /// into NVFP4 blocks is BF16.
-pub fn random(config: &ModelConfig, seed: u64, recipe: &Recipe) -> Fields<Linear> {
-    random_with(config, seed, recipe, &|_| {})
-}
-
-/// As [`random`]; `progress` hears the bytes made so far.
-pub fn random_with(
+///
+/// `progress` hears the bytes of matrices made so far.
+pub fn random(
     config: &ModelConfig,
     seed: u64,
     recipe: &Recipe,

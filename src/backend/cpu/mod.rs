@@ -7,6 +7,7 @@ mod attention;
 mod conv;
 mod nice;
 mod norms;
+pub mod roofline;
 pub mod simd;
 mod ssm;
 mod team;

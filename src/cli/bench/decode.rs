@@ -117,7 +117,7 @@ fn measure<T>(
         compute: common.compute.describe(),
         machine: machine(),
         bandwidth_gb_per_s: bandwidth / 1e9,
-        weights_bytes: resident.checkpoint.bytes(),
+        weights_bytes: resident.bytes(),
         rows,
     };
     if common.json {

@@ -261,7 +261,7 @@ async fn start(
         ..config
     };
     Inside::start(config, move |progress| {
-        let total = resident.checkpoint.bytes();
+        let total = resident.bytes();
         let network = resident.network(&compute, sizes, &|done| progress.set(done, total));
         network.map_err(|error| format!("{error:#}"))
     })

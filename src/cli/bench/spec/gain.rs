@@ -51,7 +51,7 @@ pub async fn measure(
         ..EngineConfig::default()
     };
     let engine = Inside::start(config, move |progress| {
-        let total = resident.checkpoint.bytes();
+        let total = resident.bytes();
         let network = resident.network(&compute, sizes, &|done| progress.set(done, total));
         network.map_err(|error| format!("{error:#}"))
     })
