@@ -421,7 +421,8 @@ fn described_and_random_networks_have_the_manifests_shapes() {
         assert!(finite && mamba.a_log.iter().all(|v| *v >= 0.0));
     }
     let (a, b, c) = (1, 1, 2);
-    let rows = [a, b, c].map(|seed| random(&config, seed, &Recipe::uniform(Kind::BF16), &|_| {}).lm_head.data);
+    let rows =
+        [a, b, c].map(|seed| random(&config, seed, &Recipe::uniform(Kind::BF16), &|_| {}).lm_head.data);
     assert_eq!(rows[0], rows[1]);
     assert_ne!(rows[0], rows[2]);
 }

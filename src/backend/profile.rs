@@ -22,28 +22,34 @@ pub struct Span {
     pub experts: usize,
 }
 
-/// Wraps a backend of host memory.
+/// Wraps a backend of host memory; passes everything on as it is until it is told to watch.
 pub struct Profile<B> {
     inner: B,
+    watching: bool,
     spans: Vec<Span>,
     chosen: HashSet<u32>,
 }
 
 impl<B> Profile<B> {
     pub fn new(inner: B) -> Self {
-        Profile { inner, spans: Vec::new(), chosen: HashSet::new() }
+        Profile { inner, watching: false, spans: Vec::new(), chosen: HashSet::new() }
     }
 
-    /// Of all operations since the last [`Profile::clear`], in their order.
+    /// From now on operations are timed, or are not. What was seen is forgotten.
+    pub fn watch(&mut self, on: bool) {
+        self.watching = on;
+        self.spans.clear();
+    }
+
+    /// Of all operations since the last [`Profile::watch`], in their order.
     pub fn spans(&self) -> &[Span] {
         &self.spans
     }
 
-    pub fn clear(&mut self) {
-        self.spans.clear();
-    }
-
     fn time(&mut self, op: &'static str, work: impl FnOnce(&mut B)) {
+        if !self.watching {
+            return work(&mut self.inner);
+        }
         let start = Instant::now();
         work(&mut self.inner);
         self.spans.push(Span { op, time: start.elapsed(), experts: 0 });
@@ -200,6 +206,9 @@ impl<B: Backend<Routes = Routes>> Backend for Profile<B> {
         epilogue: Epilogue,
     ) {
         self.time("experts", |inner| inner.experts(tokens, shape, v, routes, experts, out, epilogue));
+        if !self.watching {
+            return;
+        }
         self.chosen.clear();
         self.chosen.extend(&routes.ids[..tokens * shape.experts_per_token]);
         if let Some(span) = self.spans.last_mut() {

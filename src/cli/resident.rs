@@ -6,7 +6,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value};
 
 use super::pull::hub_cache;
-use crate::backend::{Precision, cpu::Cpu, profile::Profile, reference::Reference, trace::Trace};
+use crate::backend::cpu::Cpu;
+use crate::backend::host::Routes;
+use crate::backend::profile::{Profile, Span};
+use crate::backend::{Backend, KvType, Precision, reference::Reference, trace::Trace};
 use crate::model::config::{GenerationConfig, ModelConfig};
 use crate::model::fields::Fields;
 use crate::model::manifest::Manifest;
@@ -166,7 +169,9 @@ impl Resident {
                 Ok(Self::of(model, Weights::Stored(checkpoint), config, generation))
             }
             (LoadFormat::Auto, Some(_)) => {
-                bail!("--quantization is for --load-format dummy: a checkpoint's weights stay as they are stored")
+                bail!(
+                    "--quantization is for --load-format dummy: a checkpoint's weights stay as they are stored"
+                )
             }
             (LoadFormat::Dummy, format) => Self::random(model, format.map(WeightFormat::kind)),
         }
@@ -297,22 +302,48 @@ impl Resident {
         Ok(Cpu::giving_way(compute.precision(), compute.threads(), self.nice)?)
     }
 
-    /// The network whose operations are timed. Errors: there is no profile of another backend than `cpu`.
-    pub fn profiled(&self, compute: &Compute, limits: Limits) -> anyhow::Result<Model<Profile<Cpu>>> {
-        if compute.backend != BackendName::Cpu {
-            bail!("--profile times the operations of --backend cpu");
-        }
-        let fields = self.fields(&|_| {})?;
-        Ok(Model::new(Profile::new(self.cpu(compute)?), self.config.clone(), fields, limits)?)
+    /// As [`Self::network`], its operations to be watched.
+    pub fn watched(&self, compute: &Compute, limits: Limits) -> anyhow::Result<Box<dyn Watched>> {
+        let (config, fields) = (self.config.clone(), self.fields(&|_| {})?);
+        Ok(match compute.backend {
+            BackendName::Reference => {
+                let backend = Profile::new(Reference::new(compute.precision()));
+                Box::new(Model::new(backend, config, fields, limits)?)
+            }
+            BackendName::Cpu => {
+                let backend = Profile::new(self.cpu(compute)?);
+                Box::new(Model::new(backend, config, fields, limits)?)
+            }
+        })
     }
 
     /// The model without weights, for counting bytes.
-    pub fn trace(&self, limits: Limits, cache_bytes: usize) -> anyhow::Result<Model<Trace>> {
+    pub fn trace(&self, compute: &Compute, limits: Limits) -> anyhow::Result<Model<Trace>> {
+        let cache_bytes = KvType::Auto.cell(compute.precision()).bytes();
         let fields = match &self.weights {
             Weights::Stored(checkpoint) => load::outline(&self.config, checkpoint)?,
             Weights::Random { recipe, .. } => load::describe(&self.config, recipe),
         };
         Ok(Model::new(Trace::new(cache_bytes), self.config.clone(), fields, limits)?)
+    }
+}
+
+/// A network whose operations can be timed.
+pub trait Watched: Network {
+    /// See [`Profile::watch`].
+    fn watch(&mut self, on: bool);
+
+    /// See [`Profile::spans`].
+    fn spans(&self) -> &[Span];
+}
+
+impl<B: Backend<Routes = Routes>> Watched for Model<Profile<B>> {
+    fn watch(&mut self, on: bool) {
+        self.backend_mut().watch(on);
+    }
+
+    fn spans(&self) -> &[Span] {
+        self.backend().spans()
     }
 }
 

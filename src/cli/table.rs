@@ -17,6 +17,17 @@ pub fn table(header: &[&str], right: &[usize]) -> Table {
     table
 }
 
+/// Prints a [`table`] of `rows`.
+pub fn print<const N: usize>(
+    header: [&str; N],
+    right: &[usize],
+    rows: impl IntoIterator<Item = [String; N]>,
+) {
+    let mut table = table(&header, right);
+    table.add_rows(rows);
+    println!("{table}");
+}
+
 /// Bytes in decimal units with three digits, as vendors and `SPEED.md` write them.
 pub fn bytes(bytes: u64) -> String {
     for (unit, size) in [("GB", 1e9), ("MB", 1e6), ("kB", 1e3)] {

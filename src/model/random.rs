@@ -24,12 +24,7 @@ const CHUNK: usize = 1 << 16;
 /// into NVFP4 blocks is BF16.
 ///
 /// `progress` hears the bytes of matrices made so far.
-pub fn random(
-    config: &ModelConfig,
-    seed: u64,
-    recipe: &Recipe,
-    progress: &dyn Fn(u64),
-) -> Fields<Linear> {
+pub fn random(config: &ModelConfig, seed: u64, recipe: &Recipe, progress: &dyn Fn(u64)) -> Fields<Linear> {
     names::network(config, &Naming::OFFICIAL, &mut Random { recipe, seed, made: 0, progress })
 }
 
@@ -137,9 +132,9 @@ struct Stream(u64);
 impl Stream {
     /// FNV-1a of the name, mixed with the seed.
     fn new(seed: u64, name: &str) -> Self {
-        let hash = name
-            .bytes()
-            .fold(0xCBF2_9CE4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
+        let hash = name.bytes().fold(0xCBF2_9CE4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+        });
         Stream(mix(seed ^ mix(hash)))
     }
 

@@ -12,13 +12,13 @@
 #[cfg(target_arch = "aarch64")]
 #[path = "roofline/aarch64.rs"]
 mod arch;
-mod memory;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 #[path = "roofline/portable.rs"]
 mod arch;
 #[cfg(target_arch = "x86_64")]
 #[path = "roofline/x86.rs"]
 mod arch;
+mod memory;
 
 use std::io;
 use std::sync::Barrier;

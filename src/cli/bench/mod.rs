@@ -2,6 +2,7 @@
 
 mod agents;
 mod answer;
+mod ceiling;
 mod chance;
 mod client;
 mod dataset;
@@ -10,8 +11,11 @@ mod front;
 mod host;
 mod inside;
 mod load;
+mod loading;
 mod local;
+mod profile;
 mod report;
+mod roofline;
 mod serve;
 mod soak;
 mod spec;
@@ -21,6 +25,7 @@ use std::io::IsTerminal;
 use anyhow::Context;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -37,6 +42,10 @@ enum What {
     Decode(decode::DecodeArgs),
     /// Reading a prompt
     Prefill(decode::PrefillArgs),
+    /// Opening a checkpoint until it can answer
+    Load(loading::Args),
+    /// What memory and multipliers of this machine do at most
+    Roofline(roofline::Args),
     /// Requests to a server, at seeded times
     Serve(Box<serve::Args>),
     /// What drafts cost, how often they are right, what they gain
@@ -55,6 +64,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
         What::Decode(args) => decode::decode(&args),
         What::Prefill(args) => decode::prefill(&args),
+        What::Load(args) => loading::run(&args),
+        What::Roofline(args) => roofline::run(&args),
         What::Serve(args) => serve::run(&args),
         What::Spec(args) => spec::run(&args),
         What::Agents(args) => agents::run(&args),
@@ -68,6 +79,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(2).enable_all().build().context("the runtime could not be started")
+}
+
+/// Prints a report as one JSON object, or for people.
+fn tell<R: Serialize>(report: &R, json: bool, print: impl FnOnce(&R)) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(report)?);
+    } else {
+        print(report);
+    }
+    Ok(())
 }
 
 /// A bar for `steps` steps on a terminal; none beside JSON.

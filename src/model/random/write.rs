@@ -108,9 +108,7 @@ impl Plan {
         let mut config = self.json.clone();
         let Value::Object(map) = &mut config else { return config };
         map.remove("quantization_config");
-        let group = |weights: Value| {
-            json!({"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": null}})
-        };
+        let group = |weights: Value| json!({"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": null}});
         let (algorithm, groups) = match self.kind {
             Kind::Fp8 => ("FP8", group(json!({"num_bits": 8, "type": "float", "dynamic": false}))),
             Kind::Nvfp4 => (
@@ -129,7 +127,8 @@ impl Plan {
 
 /// Errors where NVFP4's blocks do not fill a row.
 fn check_width(entry: &Entry) -> Result<(), ConvertError> {
-    let Some(module) = entry.name.strip_suffix(".weight").filter(|_| entry.format == Some(Kind::Nvfp4)) else {
+    let Some(module) = entry.name.strip_suffix(".weight").filter(|_| entry.format == Some(Kind::Nvfp4))
+    else {
         return Ok(());
     };
     // The stored shape counts bytes, of two weights each.
@@ -206,8 +205,9 @@ impl Tensors for Scribe<'_> {
         let modules: Vec<String> =
             (0..count).map(|expert| format!("{mixer}.experts.{expert}.{projection}")).collect();
         for modules in modules.chunks(EXPERTS_AT_ONCE) {
-            let one =
-                |module: &String| linear(self.seed, module, rows, cols, super::kind(self.recipe, module, cols));
+            let one = |module: &String| {
+                linear(self.seed, module, rows, cols, super::kind(self.recipe, module, cols))
+            };
             let made: Vec<Linear> = modules.par_iter().map(one).collect();
             modules.iter().zip(&made).for_each(|(module, linear)| self.write_linear(module, linear));
         }

@@ -215,8 +215,7 @@ mod tile {
         let mut rows = [0; 16];
         row_bytes[..8].fill(ROW as u16);
         rows[..8].fill(ROWS as u8);
-        let configuration =
-            Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows };
+        let configuration = Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows };
         let fill = |value: f32| [bf16::from_f32(value); ROWS * ROW / 2];
         let (left, right) = (fill(x), fill(1.0));
         let mut sums = [[0.0f32; ROWS * ROW / 4]; super::TILE_SUMS];
