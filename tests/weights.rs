@@ -408,7 +408,7 @@ fn described_and_random_networks_have_the_manifests_shapes() {
     for kind in [Kind::BF16, Kind::Fp8, Kind::Nvfp4] {
         let recipe = Recipe::uniform(kind);
         let described = load::describe(&config, &recipe);
-        let random = random(&config, 7, &recipe);
+        let random = random(&config, 7, &recipe, &|_| {});
         let Mixer::Attention(left) = &described.layers[2].mixer else { panic!("layer 2 is attention") };
         let Mixer::Attention(right) = &random.layers[2].mixer else { panic!("layer 2 is attention") };
         assert!(left.q_proj.is_described() && !right.q_proj.is_described());
@@ -421,7 +421,8 @@ fn described_and_random_networks_have_the_manifests_shapes() {
         assert!(finite && mamba.a_log.iter().all(|v| *v >= 0.0));
     }
     let (a, b, c) = (1, 1, 2);
-    let rows = [a, b, c].map(|seed| random(&config, seed, &Recipe::uniform(Kind::BF16)).lm_head.data);
+    let rows =
+        [a, b, c].map(|seed| random(&config, seed, &Recipe::uniform(Kind::BF16), &|_| {}).lm_head.data);
     assert_eq!(rows[0], rows[1]);
     assert_ne!(rows[0], rows[2]);
 }

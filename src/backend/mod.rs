@@ -1,5 +1,6 @@
-//! The `Backend` trait and who answers it: [`reference`] (plain loops), [`cpu`] (threads and SIMD) and
-//! [`trace`] (no arithmetic: operations, shapes, bytes). `forward` in `model` is written once over it.
+//! The `Backend` trait and who answers it: [`reference`] (plain loops), [`cpu`] (threads and SIMD), [`trace`] (no
+//! arithmetic: operations, shapes, bytes) and [`profile`] (another one's arithmetic, and how long each operation takes).
+//! `forward` in `model` is written once over it.
 //!
 //! A backend owns nothing of a model. It makes linears, vectors, buffers and a state once, at start; a step
 //! then only writes into what exists.
@@ -9,6 +10,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod host;
 mod plan;
+pub mod profile;
 pub mod reference;
 #[cfg(feature = "simt")]
 pub mod simt;
@@ -305,8 +307,20 @@ pub trait Backend: Send {
     fn state(&mut self, plan: &StatePlan) -> Self::State;
 
     /// Runs a whole step where the backend wants it run (its own threads, for one).
-    fn run<R: Send>(&mut self, step: impl FnOnce(&mut Self) -> R + Send) -> R {
-        step(self)
+    fn run<R: Send>(&mut self, step: impl FnOnce(&mut Self) -> R + Send) -> R
+    where
+        Self: Sized,
+    {
+        Self::run_within(self, |own| own, step)
+    }
+
+    /// As [`Backend::run`] for a backend that is `part` of another, which takes the step: it runs where its part wants.
+    fn run_within<T: Send, R: Send>(
+        whole: &mut T,
+        _part: impl Fn(&mut T) -> &mut Self,
+        step: impl FnOnce(&mut T) -> R + Send,
+    ) -> R {
+        step(whole)
     }
 
     /// out[t] = table[tokens[t]]

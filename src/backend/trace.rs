@@ -1,6 +1,8 @@
 //! The interpreter that computes nothing: it writes down each operation with its shape and its bytes.
 //! `plan`, the benches and the snapshot tests read the step of a model from it, without the weights.
 
+use std::collections::VecDeque;
+
 use super::{Backend, BlockCopy, Heads, Hidden, KvType, Precision, StatePlan, StepInputs};
 use crate::model::config::{Attention, Mamba, Moe};
 use crate::ops::{self, Cost, attention::Pages, linear::Epilogue};
@@ -18,13 +20,16 @@ pub struct Record {
 /// Collects [`Record`]s.
 pub struct Trace {
     pub records: Vec<Record>,
+    /// Distinct experts that the next `experts` operations read, in order, where somebody counted them; else as many as
+    /// their tokens can choose.
+    pub distinct: VecDeque<usize>,
     cache_bytes: usize,
 }
 
 impl Trace {
     /// `cache_bytes` is the width of one cached K or V number where the plan leaves it open.
     pub fn new(cache_bytes: usize) -> Self {
-        Trace { records: Vec::new(), cache_bytes }
+        Trace { records: Vec::new(), distinct: VecDeque::new(), cache_bytes }
     }
 
     pub fn total(&self) -> Cost {
@@ -96,12 +101,7 @@ impl Backend for Trace {
     }
 
     fn linear(&mut self, tokens: usize, weight: &Linear, _: &usize, _: &mut usize, epilogue: Epilogue) {
-        let op = match epilogue {
-            Epilogue::Store => "linear",
-            Epilogue::Relu2 => "linear+relu2",
-            Epilogue::Add => "linear+add",
-        };
-        self.note(op, arrow(tokens, weight), ops::linear::cost(tokens, weight));
+        self.note(epilogue.linear_name(), arrow(tokens, weight), ops::linear::cost(tokens, weight));
     }
 
     fn conv(
@@ -180,7 +180,8 @@ impl Backend for Trace {
         _: &mut usize,
         _: Epilogue,
     ) {
-        let distinct = (tokens * shape.experts_per_token).min(shape.experts);
+        let most = (tokens * shape.experts_per_token).min(shape.experts);
+        let distinct = self.distinct.pop_front().unwrap_or(most);
         let text = format!(
             "[{tokens}, {}] -> {} -> {} {}, {distinct} experts",
             up.cols,

@@ -101,7 +101,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = EngineConfig { name: args.model.clone(), context_len, ..EngineConfig::default() };
     let compute = args.compute.clone();
     let (engine, runner) = engine::start(config, move |progress| {
-        let total = resident.checkpoint.bytes();
+        let total = resident.bytes();
         let network = resident.network(&compute, limits, &|done| progress.set(done, total));
         network.map_err(|error| format!("{error:#}"))
     });

@@ -1,4 +1,5 @@
-//! `ferrotron quantize`: an unquantised checkpoint in, Super's mixed NVFP4 and FP8 layout out.
+//! `ferrotron quantize`: an unquantised checkpoint in, Super's mixed NVFP4 and FP8 layout out. With `--random` a
+//! configuration in, a checkpoint out.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,20 +7,24 @@ use std::path::PathBuf;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::pull::hub_cache;
-use super::table::{bytes, table};
+use super::resident::{SEED, WeightFormat, configured};
+use super::table::{bytes, grouped, table};
 use crate::model::convert::{Outcome, Plan};
 use crate::model::names::Part;
-use crate::model::presets;
+use crate::model::{presets, random};
 
 /// Write a BF16 checkpoint again with NVFP4 experts and FP8 Mamba projections
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   ferrotron quantize models/tiny /tmp/tiny-nvfp4
+  ferrotron quantize --random --quantization bf16 bench-nano /tmp/bench-nano
 
 Routed experts become NVFP4, Mamba in_proj and out_proj FP8; everything else, the MTP block included, stays as it is.
-The result is weight-only: nothing is calibrated, so no input_scale is written. The tables show what each weight lost.")]
+The result is weight-only: nothing is calibrated, so no input_scale is written. The tables show what each weight lost.
+With --random only SRC's configuration and text files are read; every linear weight is of one format, and the same seed
+gives the same bytes on every machine, those that --load-format dummy computes with.")]
 pub struct Args {
-    /// A folder, a known name or a hub id, in BF16, F16 or F32
+    /// A folder, a known name or a hub id, in BF16, F16 or F32; with --random its weights need not be there
     #[arg(value_name = "SRC")]
     source: String,
 
@@ -36,8 +41,20 @@ pub struct Args {
     shard_gb: f64,
 
     /// One line per weight instead of one per layer
-    #[arg(long)]
+    #[arg(long, conflicts_with = "random")]
     per_tensor: bool,
+
+    /// Write random weights, sized so that activations stay finite
+    #[arg(long)]
+    random: bool,
+
+    /// Format of the random weights
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = WeightFormat::Bf16, requires = "random")]
+    quantization: WeightFormat,
+
+    /// Of the random weights
+    #[arg(long, default_value_t = SEED, requires = "random")]
+    seed: u64,
 }
 
 fn shard_gb(text: &str) -> Result<f64, String> {
@@ -49,6 +66,9 @@ fn shard_gb(text: &str) -> Result<f64, String> {
 
 /// Converts, then prints what was lost.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    if args.random {
+        return write_random(&args);
+    }
     let source = presets::resolve(&args.source, &hub_cache())?.source();
     let plan = Plan::new(source, (args.shard_gb * 1e9) as u64)?;
     let bar = ProgressBar::new(plan.bytes()).with_style(style()?);
@@ -59,6 +79,25 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     print_summary(&outcomes);
     println!("\nweight-only: no activation was calibrated, so there is no input_scale");
     println!("{}: {} weights quantised", args.out.display(), outcomes.len());
+    Ok(())
+}
+
+fn write_random(args: &Args) -> anyhow::Result<()> {
+    let (source, _) = configured(&args.source)?;
+    let (kind, shard_bytes) = (args.quantization.kind(), (args.shard_gb * 1e9) as u64);
+    let plan = random::Plan::new(source, kind, args.seed, shard_bytes)?;
+    let bar = ProgressBar::new(plan.bytes()).with_style(style()?);
+    let written = plan.run(&args.out, args.force, &|bytes| bar.inc(bytes));
+    bar.finish_and_clear();
+    written?;
+    println!(
+        "{}: {} random parameters in {}, {}, seed {}",
+        args.out.display(),
+        grouped(plan.parameters()),
+        kind.name(),
+        bytes(plan.bytes()),
+        args.seed
+    );
     Ok(())
 }
 

@@ -6,14 +6,24 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value};
 
 use super::pull::hub_cache;
-use crate::backend::{Precision, cpu::Cpu, reference::Reference, trace::Trace};
+use crate::backend::cpu::Cpu;
+use crate::backend::host::Routes;
+use crate::backend::profile::{Profile, Span};
+use crate::backend::{Backend, KvType, Precision, reference::Reference, trace::Trace};
 use crate::engine::LoadProgress;
 use crate::model::config::{GenerationConfig, ModelConfig};
 use crate::model::fields::Fields;
+use crate::model::manifest::Manifest;
+use crate::model::presets::Preset;
+use crate::model::quantization::Recipe;
+use crate::model::random::random;
 use crate::model::{Limits, Model, Network, load, presets};
 use crate::sample;
 use crate::text::{Mode, Text, TextFiles, Tool};
-use crate::weights::{Checkpoint, Linear};
+use crate::weights::{Checkpoint, Error as WeightsError, Kind, Linear, Source};
+
+/// Of dummy weights, and of `quantize --random` where nobody says otherwise.
+pub const SEED: u64 = 0;
 
 /// Tokens per KV block.
 pub const BLOCK_LEN: usize = 16;
@@ -36,6 +46,45 @@ pub enum DtypeName {
     F32,
     #[value(alias = "bfloat16")]
     Bf16,
+}
+
+/// Where weights come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LoadFormat {
+    /// From the checkpoint
+    #[default]
+    Auto,
+    /// Random ones, from the configuration alone
+    Dummy,
+}
+
+/// How random weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightFormat {
+    Bf16,
+    Fp8,
+    Nvfp4,
+}
+
+impl WeightFormat {
+    pub fn kind(self) -> Kind {
+        match self {
+            WeightFormat::Bf16 => Kind::BF16,
+            WeightFormat::Fp8 => Kind::Fp8,
+            WeightFormat::Nvfp4 => Kind::Nvfp4,
+        }
+    }
+}
+
+/// Options of commands that can do without a checkpoint.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Load {
+    /// `dummy` makes random weights from the configuration alone, the same ones each time
+    #[arg(long, value_enum, default_value_t = LoadFormat::Auto)]
+    pub load_format: LoadFormat,
+    /// Format of dummy weights [default: what the configuration says]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub quantization: Option<WeightFormat>,
 }
 
 /// Options of every command that computes.
@@ -81,11 +130,19 @@ impl Compute {
     }
 }
 
-/// A checkpoint whose configuration was read and whose headers were checked; weights are not loaded yet.
+/// What a network's weights are made of.
+enum Weights {
+    /// Their headers were checked.
+    Stored(Checkpoint),
+    /// Nothing but a configuration; `bytes` as they would be stored.
+    Random { source: Source, recipe: Recipe, bytes: u64 },
+}
+
+/// A model whose configuration was read; its weights are not loaded yet.
 pub struct Resident {
     /// As the user named it.
     pub name: String,
-    pub checkpoint: Checkpoint,
+    weights: Weights,
     pub config: ModelConfig,
     pub generation: GenerationConfig,
     /// How far its compute threads give way to those of a model in front of it.
@@ -95,19 +152,65 @@ pub struct Resident {
 impl Resident {
     /// Finds and opens `model`: a preset, a folder or a hub id in the local cache.
     pub fn open(model: &str) -> anyhow::Result<Self> {
-        let source = presets::resolve(model, &hub_cache())?.source();
-        let checkpoint = Checkpoint::open(source)?;
-        let place = checkpoint.source().place();
-        let Some(json) = checkpoint.file("config.json")? else {
-            bail!("{place} has no config.json: a checkpoint folder of this family holds one");
+        Self::open_as(model, &Load::default())
+    }
+
+    /// The same, its weights as `load` says.
+    pub fn open_as(model: &str, load: &Load) -> anyhow::Result<Self> {
+        match (load.load_format, load.quantization) {
+            (LoadFormat::Auto, None) => {
+                let source = presets::resolve(model, &hub_cache())?.source();
+                let checkpoint = Checkpoint::open(source).map_err(|error| match error {
+                    WeightsError::NoWeights { place } => anyhow::anyhow!(
+                        "{place} has no weights; commands with --load-format can make random ones: `dummy`"
+                    ),
+                    error => error.into(),
+                })?;
+                let (config, generation) = configuration(checkpoint.source())?;
+                Ok(Self::of(model, Weights::Stored(checkpoint), config, generation))
+            }
+            (LoadFormat::Auto, Some(_)) => {
+                bail!(
+                    "--quantization is for --load-format dummy: a checkpoint's weights stay as they are stored"
+                )
+            }
+            (LoadFormat::Dummy, format) => Self::random(model, format.map(WeightFormat::kind)),
+        }
+    }
+
+    /// Random weights of `kind`, or as the configuration says.
+    fn random(model: &str, kind: Option<Kind>) -> anyhow::Result<Self> {
+        let (source, preset) = configured(model)?;
+        let (config, generation) = configuration(&source)?;
+        let recipe = match (kind, preset) {
+            (Some(kind), _) => Recipe::uniform(kind),
+            (None, Some(preset)) => preset.recipe()?,
+            (None, None) => {
+                let json = source.file("config.json")?.unwrap_or_default();
+                Recipe::of_checkpoint(&json, source.file("hf_quant_config.json")?.as_deref())?
+            }
         };
-        let config = ModelConfig::from_json(&json).with_context(|| format!("config.json of {place}"))?;
-        let generation = match checkpoint.file("generation_config.json")? {
-            Some(json) => GenerationConfig::from_json(&json)
-                .with_context(|| format!("generation_config.json of {place}"))?,
-            None => GenerationConfig::default(),
-        };
-        Ok(Resident { name: model.to_owned(), checkpoint, config, generation, nice: 0 })
+        let bytes = Manifest::new(&config, &recipe).totals().bytes;
+        Ok(Self::of(model, Weights::Random { source, recipe, bytes }, config, generation))
+    }
+
+    fn of(name: &str, weights: Weights, config: ModelConfig, generation: GenerationConfig) -> Self {
+        Resident { name: name.to_owned(), weights, config, generation, nice: 0 }
+    }
+
+    fn source(&self) -> &Source {
+        match &self.weights {
+            Weights::Stored(checkpoint) => checkpoint.source(),
+            Weights::Random { source, .. } => source,
+        }
+    }
+
+    /// Of all weights as they are stored.
+    pub fn bytes(&self) -> u64 {
+        match &self.weights {
+            Weights::Stored(checkpoint) => checkpoint.bytes(),
+            Weights::Random { bytes, .. } => *bytes,
+        }
     }
 
     /// Ids that end a generation: the checkpoint's stop set, else config.json's.
@@ -123,12 +226,13 @@ impl Resident {
 
     /// The same with `own` in place of the checkpoint's template.
     pub fn text_with(&self, own: Option<&str>) -> anyhow::Result<Text> {
-        let place = self.checkpoint.source().place();
-        let Some(tokenizer) = self.checkpoint.file("tokenizer.json")? else {
+        let source = self.source();
+        let place = source.place();
+        let Some(tokenizer) = source.file("tokenizer.json")? else {
             bail!("{place} has no tokenizer.json: copy it from the model's release beside config.json");
         };
-        let tokenizer_config = self.checkpoint.file("tokenizer_config.json")?;
-        let template = self.checkpoint.file("chat_template.jinja")?;
+        let tokenizer_config = source.file("tokenizer_config.json")?;
+        let template = source.file("chat_template.jinja")?;
         let template = match &template {
             Some(bytes) => Some(
                 std::str::from_utf8(bytes)
@@ -153,7 +257,7 @@ impl Resident {
         Ok(())
     }
 
-    /// Loads the weights; `progress` is told how many bytes of [`Checkpoint::bytes`] are done.
+    /// Loads the weights; `progress` is told how many bytes of [`Resident::bytes`] are done.
     pub fn network(
         &self,
         compute: &Compute,
@@ -181,18 +285,25 @@ impl Resident {
         limits: Limits,
         progress: &LoadProgress,
     ) -> Result<Box<dyn Network>, String> {
-        let total = self.checkpoint.bytes();
+        let total = self.bytes();
         let network = self.network(compute, limits, &|done| progress.set(done, total));
         network.map_err(|error| format!("{error:#}"))
     }
 
     fn fields(&self, progress: &dyn Fn(u64)) -> anyhow::Result<Fields<Linear>> {
-        let bar = load_bar(self.checkpoint.bytes())?;
+        let bar = load_bar(self.bytes())?;
         let report = |done| {
             bar.set_position(done);
             progress(done);
         };
-        let loaded = load::load(&self.config, &self.checkpoint, &report)?;
+        let loaded = match &self.weights {
+            Weights::Stored(checkpoint) => load::load(&self.config, checkpoint, &report)?,
+            Weights::Random { recipe, .. } => {
+                let fields = random(&self.config, SEED, recipe, &report);
+                bar.finish_and_clear();
+                return Ok(fields);
+            }
+        };
         bar.finish_and_clear();
         for warning in &loaded.warnings {
             eprintln!("warning: {}: {warning}", self.name);
@@ -204,11 +315,75 @@ impl Resident {
         Ok(Cpu::giving_way(compute.precision(), compute.threads(), self.nice)?)
     }
 
+    /// As [`Self::network`], its operations to be watched.
+    pub fn watched(&self, compute: &Compute, limits: Limits) -> anyhow::Result<Box<dyn Watched>> {
+        let (config, fields) = (self.config.clone(), self.fields(&|_| {})?);
+        Ok(match compute.backend {
+            BackendName::Reference => {
+                let backend = Profile::new(Reference::new(compute.precision()));
+                Box::new(Model::new(backend, config, fields, limits)?)
+            }
+            BackendName::Cpu => {
+                let backend = Profile::new(self.cpu(compute)?);
+                Box::new(Model::new(backend, config, fields, limits)?)
+            }
+        })
+    }
+
     /// The model without weights, for counting bytes.
-    pub fn trace(&self, limits: Limits, cache_bytes: usize) -> anyhow::Result<Model<Trace>> {
-        let fields = load::outline(&self.config, &self.checkpoint)?;
+    pub fn trace(&self, compute: &Compute, limits: Limits) -> anyhow::Result<Model<Trace>> {
+        let cache_bytes = KvType::Auto.cell(compute.precision()).bytes();
+        let fields = match &self.weights {
+            Weights::Stored(checkpoint) => load::outline(&self.config, checkpoint)?,
+            Weights::Random { recipe, .. } => load::describe(&self.config, recipe),
+        };
         Ok(Model::new(Trace::new(cache_bytes), self.config.clone(), fields, limits)?)
     }
+}
+
+/// A network whose operations can be timed.
+pub trait Watched: Network {
+    /// See [`Profile::watch`].
+    fn watch(&mut self, on: bool);
+
+    /// See [`Profile::spans`].
+    fn spans(&self) -> &[Span];
+}
+
+impl<B: Backend<Routes = Routes>> Watched for Model<Profile<B>> {
+    fn watch(&mut self, on: bool) {
+        self.backend_mut().watch(on);
+    }
+
+    fn spans(&self) -> &[Span] {
+        self.backend().spans()
+    }
+}
+
+/// The files of `model` beside its weights, which need not be there; the preset, where a preset's configuration is all
+/// there is of them.
+pub fn configured(model: &str) -> anyhow::Result<(Source, Option<&'static Preset>)> {
+    match (presets::resolve(model, &hub_cache()), presets::find(model)) {
+        (Ok(location), _) => Ok((location.source(), None)),
+        (Err(presets::Error::NotDownloaded { .. }), Some(preset)) => {
+            Ok((Source::embedded(preset.name, preset.files), Some(preset)))
+        }
+        (Err(error), _) => Err(error.into()),
+    }
+}
+
+fn configuration(source: &Source) -> anyhow::Result<(ModelConfig, GenerationConfig)> {
+    let place = source.place();
+    let Some(json) = source.file("config.json")? else {
+        bail!("{place} has no config.json: a checkpoint folder of this family holds one");
+    };
+    let config = ModelConfig::from_json(&json).with_context(|| format!("config.json of {place}"))?;
+    let generation = match source.file("generation_config.json")? {
+        Some(json) => GenerationConfig::from_json(&json)
+            .with_context(|| format!("generation_config.json of {place}"))?,
+        None => GenerationConfig::default(),
+    };
+    Ok((config, generation))
 }
 
 /// Bytes and GB/s of a load, on a terminal, when there is enough to wait for.

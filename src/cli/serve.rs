@@ -191,7 +191,7 @@ fn plan(args: &Args, described: &[Described]) -> anyhow::Result<Vec<Sizes>> {
             name: described.model.canonical(),
             config: &described.resident.config,
             context: described.model.max_model_len,
-            weights: described.resident.checkpoint.bytes(),
+            weights: described.resident.bytes(),
         })
         .collect();
     let free = memory::free();

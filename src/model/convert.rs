@@ -47,7 +47,7 @@ pub struct Outcome {
     pub bytes_after: u64,
 }
 
-/// Why a checkpoint was not converted.
+/// Why a checkpoint was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
     #[error(transparent)]
@@ -156,7 +156,7 @@ impl Plan {
         overwrite: bool,
         progress: &dyn Fn(u64),
     ) -> Result<Vec<Outcome>, ConvertError> {
-        self.prepare(out, overwrite)?;
+        prepare(self.checkpoint.source(), out, overwrite)?;
         let mut outcomes = Vec::with_capacity(self.quantised.len());
         let mut index = Map::new();
         let mut total = 0;
@@ -181,36 +181,10 @@ impl Plan {
             write_file(out, "model.safetensors.index.json", &pretty(&index))?;
         }
         write_file(out, "hf_quant_config.json", &pretty(&self.quant_config_file()))?;
-        for name in COMPANIONS {
-            if let Some(bytes) = self.checkpoint.file(name)? {
-                write_file(out, name, &bytes)?;
-            }
-        }
+        copy_companions(self.checkpoint.source(), out)?;
         // Last, because a folder with config.json counts as a checkpoint.
         write_file(out, "config.json", &pretty(&self.config_file()))?;
         Ok(outcomes)
-    }
-
-    /// An empty folder, or one whose old weights are gone, so that none of them is taken for new.
-    fn prepare(&self, out: &Path, overwrite: bool) -> Result<(), ConvertError> {
-        let io = |e| weights::Error::io(out, e);
-        std::fs::create_dir_all(out).map_err(io)?;
-        if let Source::Folder(source) = self.checkpoint.source()
-            && source.canonicalize().map_err(io)? == out.canonicalize().map_err(io)?
-        {
-            return Err(ConvertError::Itself { path: out.into() });
-        }
-        for entry in std::fs::read_dir(out).map_err(io)? {
-            let path = entry.map_err(io)?.path();
-            if !overwrite {
-                return Err(ConvertError::NotEmpty { path: out.into() });
-            }
-            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            if name.ends_with(".safetensors") || name == "model.safetensors.index.json" {
-                std::fs::remove_file(&path).map_err(|e| weights::Error::io(&path, e))?;
-            }
-        }
-        Ok(())
     }
 
     fn write(
@@ -359,6 +333,38 @@ fn write_linear(writer: &mut Writer, module: &str, linear: &Linear) -> Result<()
     }
 }
 
+/// An empty folder, or one whose old weights are gone, so that none of them is taken for new.
+pub(super) fn prepare(source: &Source, out: &Path, overwrite: bool) -> Result<(), ConvertError> {
+    let io = |e| weights::Error::io(out, e);
+    std::fs::create_dir_all(out).map_err(io)?;
+    if let Source::Folder(source) = source
+        && source.canonicalize().map_err(io)? == out.canonicalize().map_err(io)?
+    {
+        return Err(ConvertError::Itself { path: out.into() });
+    }
+    for entry in std::fs::read_dir(out).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        if !overwrite {
+            return Err(ConvertError::NotEmpty { path: out.into() });
+        }
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if name.ends_with(".safetensors") || name == "model.safetensors.index.json" {
+            std::fs::remove_file(&path).map_err(|e| weights::Error::io(&path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// What stands beside the weights of `source` and is served with them.
+pub(super) fn copy_companions(source: &Source, out: &Path) -> Result<(), weights::Error> {
+    for name in COMPANIONS {
+        if let Some(bytes) = source.file(name)? {
+            write_file(out, name, &bytes)?;
+        }
+    }
+    Ok(())
+}
+
 /// Consecutive jobs whose values fit in memory together.
 fn batches(jobs: &[Job]) -> Vec<&[Job]> {
     let mut batches = Vec::new();
@@ -391,18 +397,18 @@ fn into_shards(jobs: Vec<Job>, limit: u64) -> Vec<Vec<Job>> {
     shards
 }
 
-fn shard_name(number: usize, count: usize) -> String {
+pub(super) fn shard_name(number: usize, count: usize) -> String {
     match count {
         1 => "model.safetensors".into(),
         _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
     }
 }
 
-fn pretty(value: &Value) -> Vec<u8> {
+pub(super) fn pretty(value: &Value) -> Vec<u8> {
     format!("{value:#}\n").into_bytes()
 }
 
-fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), weights::Error> {
+pub(super) fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), weights::Error> {
     let (path, partial) = (folder.join(name), folder.join(format!("{name}.partial")));
     let io = |e| weights::Error::io(&path, e);
     let mut file = std::fs::File::create(&partial).map_err(io)?;

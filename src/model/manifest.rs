@@ -215,7 +215,7 @@ pub(super) fn linear_scheme(recipe: &Recipe, module: &str) -> Scheme {
 }
 
 /// The stored type of a small tensor in the releases.
-fn vector_dtype(role: Role) -> Dtype {
+pub(super) fn vector_dtype(role: Role) -> Dtype {
     match role {
         Role::CorrectionBias => Dtype::F32,
         _ => Dtype::BF16,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::config::{ConfigError, ModelConfig};
-use super::embedded::EMBEDDED;
+use super::embedded::{BLUEPRINTS, EMBEDDED};
 use super::quantization::Recipe;
 use crate::weights::{Source, StaticFiles};
 
@@ -15,6 +15,8 @@ pub struct Preset {
     config: &'static str,
     quantization: &'static str,
     policy: &'static str,
+    /// What a network of random weights needs.
+    pub files: StaticFiles,
     /// MODEL.md
     pub description: &'static str,
 }
@@ -24,6 +26,7 @@ macro_rules! presets {
         &[$(Preset {
             name: $name,
             config: include_str!(concat!("../../models/", $name, "/config.json")),
+            files: &[("config.json", include_bytes!(concat!("../../models/", $name, "/config.json")))],
             quantization: include_str!(concat!("../../models/", $name, "/quantization.json")),
             policy: include_str!(concat!("../../models/", $name, "/preset.json")),
             description: include_str!(concat!("../../models/", $name, "/MODEL.md")),
@@ -110,7 +113,7 @@ pub fn find(name: &str) -> Option<&'static Preset> {
 pub enum Location {
     /// A folder with `config.json`; the preset, if its name says which one it is.
     Folder { path: PathBuf, preset: Option<&'static Preset> },
-    /// Part of the binary: one of [`EMBEDDED`].
+    /// Part of the binary: one of [`EMBEDDED`] or of [`BLUEPRINTS`].
     Embedded { name: &'static str, files: StaticFiles },
 }
 
@@ -155,7 +158,7 @@ pub enum Error {
 
 /// Every name that a model argument knows.
 fn known_names() -> String {
-    let embedded = EMBEDDED.iter().map(|(name, _)| *name);
+    let embedded = EMBEDDED.iter().chain(BLUEPRINTS).map(|(name, _)| *name);
     embedded.chain(PRESETS.iter().map(|p| p.name)).collect::<Vec<_>>().join(", ")
 }
 
@@ -164,7 +167,8 @@ fn known_names() -> String {
 /// `hub_cache` is the folder with `models--org--name` inside. A known name wins over a folder of the same name;
 /// write `./tiny` for the folder.
 pub fn resolve(name: &str, hub_cache: &Path) -> Result<Location, Error> {
-    if let Some(&(name, files)) = EMBEDDED.iter().find(|(embedded, _)| *embedded == name) {
+    let embedded = EMBEDDED.iter().chain(BLUEPRINTS);
+    if let Some(&(name, files)) = embedded.into_iter().find(|(embedded, _)| *embedded == name) {
         return Ok(Location::Embedded { name, files });
     }
     let preset = find(name);

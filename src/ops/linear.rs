@@ -23,6 +23,15 @@ impl Epilogue {
             Epilogue::Add => *out += y,
         }
     }
+
+    /// What traces and profiles call a product that ends so.
+    pub fn linear_name(self) -> &'static str {
+        match self {
+            Epilogue::Store => "linear",
+            Epilogue::Relu2 => "linear+relu2",
+            Epilogue::Add => "linear+add",
+        }
+    }
 }
 
 #[inline(always)]

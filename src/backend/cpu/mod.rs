@@ -7,6 +7,7 @@ mod attention;
 mod conv;
 mod nice;
 mod norms;
+pub mod roofline;
 pub mod simd;
 mod ssm;
 mod team;
@@ -277,11 +278,16 @@ impl Backend for Cpu {
         State::new(plan, self.precision)
     }
 
-    fn run<R: Send>(&mut self, step: impl FnOnce(&mut Self) -> R + Send) -> R {
+    fn run_within<T: Send, R: Send>(
+        whole: &mut T,
+        part: impl Fn(&mut T) -> &mut Self,
+        step: impl FnOnce(&mut T) -> R + Send,
+    ) -> R {
+        let cpu = part(whole);
         // The caller leads, so it is the caller who has to give way.
-        nice::give_way(std::mem::take(&mut self.nice));
-        let team = Arc::clone(&self.crew.team);
-        team.gather(|| step(self))
+        nice::give_way(std::mem::take(&mut cpu.nice));
+        let team = Arc::clone(&cpu.crew.team);
+        team.gather(|| step(whole))
     }
 
     fn embed(&mut self, tokens: &[u32], table: &Linear, out: &mut Buffer) {

@@ -1,35 +1,43 @@
-//! `bench decode` and `bench prefill`: tokens per second, and what share of the memory's speed that is.
+//! `bench decode` and `bench prefill`: tokens per second, and what share of the memory's and the multipliers' speed
+//! that is.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use indicatif::ProgressBar;
-use rayon::prelude::*;
 use serde::Serialize;
 
+use super::ceiling::Ceiling;
+use super::profile::{self, Observed, Profile};
 use super::{machine, median, progress, tell};
-use crate::backend::StepInputs;
-use crate::cli::resident::{BLOCK_LEN, Compute, Resident, count, greedy, limits};
+use crate::backend::trace::Record;
+use crate::backend::{BlockCopy, StepInputs};
+use crate::cli::resident::{BLOCK_LEN, Compute, Load, Resident, Watched, count, greedy, limits};
 use crate::cli::table;
+use crate::model::Limits;
 use crate::ops::Cost;
 
-/// The host backends keep keys and values as f32.
-const CACHE_BYTES: usize = 4;
 /// No model of the family reads more tokens.
 const LENGTH_MAX: usize = 1 << 20;
 
+/// Tokens of a context that are computed; pages of a longer one are copies of theirs. Attention reads as much, and
+/// computing them all would take most of the run.
+const COMPUTED: usize = 512;
+
 /// Of `bench decode`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  ferrotron bench decode --batch 1,4,8")]
+#[command(after_help = "Examples:
+  ferrotron bench decode --batch 1,4,8
+  ferrotron bench decode --model bench-nano --load-format dummy --quantization nvfp4 --batch 1 --context 0,4096,32768
+  ferrotron bench decode --model bench-nano --load-format dummy --quantization nvfp4 --batch 1 --profile")]
 pub struct DecodeArgs {
     #[command(flatten)]
     common: Common,
     /// Sequences decoded together, one row of the table each
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4], value_parser = count::<1024>)]
     batch: Vec<usize>,
-    /// Tokens in the context before decoding starts
-    #[arg(long, default_value_t = 64, value_parser = count::<LENGTH_MAX>)]
-    context: usize,
+    /// Tokens in the context before decoding starts, one row each
+    #[arg(long, value_delimiter = ',', default_values_t = [64], value_parser = depth)]
+    context: Vec<usize>,
     /// Tokens decoded per sequence and repeat
     #[arg(long, default_value_t = 64, value_parser = count::<LENGTH_MAX>)]
     tokens: usize,
@@ -37,7 +45,9 @@ pub struct DecodeArgs {
 
 /// Of `bench prefill`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  ferrotron bench prefill --model tiny-nvfp4 --lengths 128,1024 --json")]
+#[command(after_help = "Examples:
+  ferrotron bench prefill --model tiny-nvfp4 --lengths 128,1024 --json
+  ferrotron bench prefill --model bench-nano --load-format dummy --lengths 512,2048 --chunk 512 --profile")]
 pub struct PrefillArgs {
     #[command(flatten)]
     common: Common,
@@ -55,13 +65,23 @@ struct Common {
     #[arg(long, short, default_value = "tiny")]
     model: String,
     #[command(flatten)]
+    load: Load,
+    #[command(flatten)]
     compute: Compute,
     /// Runs per row; the median counts
     #[arg(long, default_value_t = 5, value_parser = count::<100_000>)]
     repeats: usize,
+    /// Show what each operation moved, computed and took; the rows are measured with the clocks on
+    #[arg(long)]
+    profile: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+}
+
+fn depth(text: &str) -> Result<usize, String> {
+    let depth = text.parse().ok().filter(|&depth| depth <= LENGTH_MAX);
+    depth.ok_or_else(|| format!("expected a whole number from 0 to {LENGTH_MAX}, got `{text}`"))
 }
 
 /// One row of the table.
@@ -70,13 +90,17 @@ struct Row {
     test: String,
     /// Tokens per second of all sequences together, median of the repeats.
     tok_per_s: f64,
-    /// Time to the first token: prefill and its logits.
-    ttft_ms: f64,
-    /// Weight, state and cache bytes one token must move, from the trace of the step.
+    /// To those of the first row.
+    to_first: f64,
+    /// Time to the first token: prefill and its logits. None where the context was not all computed.
+    ttft_ms: Option<f64>,
+    /// Weight, state and cache bytes one token must move, from the trace of the step; experts as they were chosen.
     bytes_per_token: u64,
     gb_per_s: f64,
     /// Share of the read bandwidth measured in this run.
     percent_of_bandwidth: f64,
+    /// Share of the fastest unit's multiply-adds measured in this run.
+    percent_of_compute: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -84,14 +108,21 @@ struct Report {
     model: String,
     compute: String,
     machine: String,
-    /// Measured in this run by reading a buffer larger than the caches.
-    bandwidth_gb_per_s: f64,
+    #[serde(flatten)]
+    ceiling: Ceiling,
     weights_bytes: u64,
     rows: Vec<Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    profiles: Vec<Profile>,
 }
 
 pub fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
-    measure(&args.common, &args.batch, |bench, &batch| bench.decode(batch, args.context, args.tokens))
+    let cases: Vec<(usize, usize)> = args
+        .batch
+        .iter()
+        .flat_map(|&batch| args.context.iter().map(move |&context| (batch, context)))
+        .collect();
+    measure(&args.common, &cases, |bench, &(batch, context)| bench.decode(batch, context, args.tokens))
 }
 
 pub fn prefill(args: &PrefillArgs) -> anyhow::Result<()> {
@@ -104,21 +135,24 @@ fn measure<T>(
     cases: &[T],
     mut case: impl FnMut(&mut Bench<'_>, &T) -> anyhow::Result<Row>,
 ) -> anyhow::Result<()> {
-    let resident = Resident::open(&common.model)?;
+    let resident = Resident::open_as(&common.model, &common.load)?;
     let steps = cases.len() * (common.repeats + 1) + 1;
     let progress = progress("measuring", steps, common.json)?;
-    let bandwidth = read_bandwidth(common.compute.threads())?;
+    let ceiling = Ceiling::measure(common.compute.threads())?;
     progress.inc(1);
-    let mut bench = Bench { resident: &resident, common, bandwidth, progress };
-    let rows = cases.iter().map(|c| case(&mut bench, c)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut bench = Bench { resident: &resident, common, ceiling, progress, profiles: Vec::new() };
+    let mut rows = cases.iter().map(|c| case(&mut bench, c)).collect::<anyhow::Result<Vec<_>>>()?;
+    let first = rows.first().map_or(1.0, |row| row.tok_per_s);
+    rows.iter_mut().for_each(|row| row.to_first = row.tok_per_s / first);
     bench.progress.finish_and_clear();
     let report = Report {
         model: common.model.clone(),
         compute: common.compute.describe(),
         machine: machine(),
-        bandwidth_gb_per_s: bandwidth / 1e9,
-        weights_bytes: resident.checkpoint.bytes(),
+        ceiling: bench.ceiling,
+        weights_bytes: resident.bytes(),
         rows,
+        profiles: bench.profiles,
     };
     tell(&report, common.json, print)
 }
@@ -126,94 +160,183 @@ fn measure<T>(
 struct Bench<'a> {
     resident: &'a Resident,
     common: &'a Common,
-    /// Bytes per second.
-    bandwidth: f64,
+    ceiling: Ceiling,
     progress: ProgressBar,
+    profiles: Vec<Profile>,
+}
+
+/// What the repeats of one case came to.
+#[derive(Default)]
+struct Times {
+    /// Tokens per second.
+    rates: Vec<f64>,
+    first_ms: Vec<f64>,
+    /// What was watched: every step of a profile, else only the last of the run that is not counted.
+    observed: Vec<Observed>,
 }
 
 impl Bench<'_> {
     fn decode(&mut self, batch: usize, context: usize, tokens: usize) -> anyhow::Result<Row> {
         self.resident.check_context(context, tokens)?;
-        let limits = limits(batch, context + tokens, context.max(batch));
-        let mut network = self.resident.network(&self.common.compute, limits, &|_| {})?;
-        let vocab = network.vocab_size();
-        let prompt = prompt(vocab, context);
-        let (mut rates, mut first) = (Vec::new(), Vec::new());
+        let (capacity, computed) = (context + tokens, context.min(COMPUTED));
+        let limits = limits(batch, capacity, computed.max(batch));
+        let mut network = self.resident.watched(&self.common.compute, limits)?;
+        let prompt = prompt(network.vocab_size(), computed.max(1));
+        let mut times = Times::default();
+        let mut last = vec![prompt[0]; batch];
+        let mut inputs = StepInputs::default();
         // The first run warms caches and branch predictors and is not counted.
         for repeat in 0..=self.common.repeats {
-            let start = Instant::now();
-            let mut last = Vec::new();
-            for sequence in 0..batch {
-                let inputs = spread(&[(sequence, 0, &prompt)], context + tokens);
-                last.push(greedy(network.step(&inputs)?)?);
-                if sequence == 0 && repeat > 0 {
-                    first.push(start.elapsed().as_secs_f64() * 1e3);
+            let whole = context == computed;
+            if computed > 0 && (whole || repeat == 0) {
+                let start = Instant::now();
+                for (slot, last) in last.iter_mut().enumerate() {
+                    let inputs = spread(&[(slot, 0, &prompt)], capacity);
+                    *last = greedy(network.step(&inputs)?)?;
+                    if whole && slot == 0 && repeat > 0 {
+                        times.first_ms.push(start.elapsed().as_secs_f64() * 1e3);
+                    }
                 }
             }
-            let mut inputs = StepInputs::default();
             let start = Instant::now();
             for i in 0..tokens {
-                decode_step(&mut inputs, &last, context + i, context + tokens);
-                for (last, logits) in last.iter_mut().zip(network.step(&inputs)?.chunks_exact(vocab)) {
-                    *last = greedy(logits)?;
+                decode_step(&mut inputs, &last, context + i, capacity);
+                if repeat == 0 && i == 0 {
+                    copy_pages(&mut inputs, batch, context, capacity);
                 }
+                let watched = if repeat == 0 { i + 1 == tokens } else { self.common.profile };
+                times.observed.extend(step(network.as_mut(), &inputs, watched, &mut last)?);
             }
             if repeat > 0 {
-                rates.push((batch * tokens) as f64 / start.elapsed().as_secs_f64());
+                times.rates.push((batch * tokens) as f64 / start.elapsed().as_secs_f64());
             }
             self.progress.inc(1);
         }
-        let mut inputs = StepInputs::default();
-        decode_step(&mut inputs, &vec![0; batch], context + tokens / 2, context + tokens);
-        let moved = self.cost(limits, &inputs)?;
-        Ok(self.row(format!("decode, batch {batch}, context {context}"), rates, first, moved, batch))
+        // The step in the middle stands for all of them.
+        decode_step(&mut inputs, &last, context + tokens / 2, capacity);
+        self.row(format!("decode, batch {batch}, context {context}"), times, limits, &[inputs], batch)
     }
 
     fn prefill(&mut self, length: usize, chunk: usize) -> anyhow::Result<Row> {
         self.resident.check_context(length, 0)?;
         let limits = limits(1, length, chunk.min(length));
-        let mut network = self.resident.network(&self.common.compute, limits, &|_| {})?;
+        let mut network = self.resident.watched(&self.common.compute, limits)?;
         let prompt = prompt(network.vocab_size(), length);
-        let mut times = Vec::new();
+        let mut steps: Vec<StepInputs> = prompt
+            .chunks(chunk)
+            .enumerate()
+            .map(|(i, piece)| StepInputs::single(piece, i * chunk, BLOCK_LEN))
+            .collect();
+        if let Some((_, before)) = steps.split_last_mut() {
+            before.iter_mut().for_each(|inputs| inputs.logit_rows.clear());
+        }
+        let mut times = Times::default();
         for repeat in 0..=self.common.repeats {
+            let mut run = Observed { wall: Duration::ZERO, spans: Vec::new() };
+            let watched = repeat == 0 || self.common.profile;
             let start = Instant::now();
-            for (i, piece) in prompt.chunks(chunk).enumerate() {
-                let mut inputs = StepInputs::single(piece, i * chunk, BLOCK_LEN);
-                if (i + 1) * chunk < length {
-                    inputs.logit_rows.clear();
+            for inputs in &steps {
+                if let Some(part) = step(network.as_mut(), inputs, watched, &mut [0])? {
+                    run.wall += part.wall;
+                    run.spans.extend(part.spans);
                 }
-                network.step(&inputs)?;
             }
+            let seconds = start.elapsed().as_secs_f64();
+            times.observed.extend(watched.then_some(run));
             if repeat > 0 {
-                times.push(start.elapsed().as_secs_f64());
+                times.rates.push(length as f64 / seconds);
+                times.first_ms.push(seconds * 1e3);
             }
             self.progress.inc(1);
         }
-        let mut moved = Cost::default();
-        for (i, piece) in prompt.chunks(chunk).enumerate() {
-            moved += self.cost(limits, &StepInputs::single(piece, i * chunk, BLOCK_LEN))?;
+        self.row(format!("prefill {length}, chunks of {chunk}"), times, limits, &steps, length)
+    }
+
+    /// `steps` are those of one run over `tokens` tokens.
+    fn row(
+        &mut self,
+        test: String,
+        times: Times,
+        limits: Limits,
+        steps: &[StepInputs],
+        tokens: usize,
+    ) -> anyhow::Result<Row> {
+        let Times { rates, first_ms, mut observed } = times;
+        if self.common.profile {
+            // The run that only warms up is not counted here either.
+            observed.remove(0);
         }
-        let rates = times.iter().map(|t| length as f64 / t).collect();
-        let first = times.iter().map(|t| t * 1e3).collect();
-        Ok(self.row(format!("prefill {length}, chunks of {chunk}"), rates, first, moved, length))
-    }
-
-    fn cost(&self, limits: crate::model::Limits, inputs: &StepInputs) -> anyhow::Result<Cost> {
-        let mut trace = self.resident.trace(limits, CACHE_BYTES)?;
-        trace.forward(inputs);
-        Ok(trace.backend().total())
-    }
-
-    fn row(&self, test: String, rates: Vec<f64>, first: Vec<f64>, moved: Cost, tokens: usize) -> Row {
+        let runs = profile::undisturbed(observed);
+        let records = self.records(limits, steps, &profile::distinct(&runs))?;
+        let mut cost = Cost::default();
+        records.iter().for_each(|record| cost += record.cost);
+        if self.common.profile {
+            self.profiles.push(profile::join(test.clone(), &runs, &records, &self.ceiling)?);
+        }
         let tok_per_s = median(rates);
-        let bytes = (moved.weights + moved.state) as f64 / tokens as f64;
-        Row {
+        let bytes = (cost.weights + cost.state) as f64 / tokens as f64;
+        let gb_per_s = bytes * tok_per_s / 1e9;
+        let gflop_per_s = cost.flops as f64 / tokens as f64 * tok_per_s / 1e9;
+        Ok(Row {
             test,
             tok_per_s,
-            ttft_ms: median(first),
+            to_first: 1.0,
+            ttft_ms: (!first_ms.is_empty()).then(|| median(first_ms)),
             bytes_per_token: bytes as u64,
-            gb_per_s: bytes * tok_per_s / 1e9,
-            percent_of_bandwidth: 100.0 * bytes * tok_per_s / self.bandwidth,
+            gb_per_s,
+            percent_of_bandwidth: self.ceiling.memory_percent(gb_per_s),
+            percent_of_compute: self.ceiling.compute_percent(gflop_per_s),
+        })
+    }
+
+    /// The operations of `steps`, whose layers read so many `distinct` experts.
+    fn records(
+        &self,
+        limits: Limits,
+        steps: &[StepInputs],
+        distinct: &[usize],
+    ) -> anyhow::Result<Vec<Record>> {
+        let mut trace = self.resident.trace(&self.common.compute, limits)?;
+        trace.backend_mut().distinct.extend(distinct);
+        for inputs in steps {
+            trace.forward(inputs);
+        }
+        Ok(std::mem::take(&mut trace.backend_mut().records))
+    }
+}
+
+/// Runs a step and takes the likeliest id of each row; what is seen of it if it is `watched`.
+fn step(
+    network: &mut dyn Watched,
+    inputs: &StepInputs,
+    watched: bool,
+    ids: &mut [u32],
+) -> anyhow::Result<Option<Observed>> {
+    if watched {
+        network.watch(true);
+    }
+    let vocab = network.vocab_size();
+    let start = Instant::now();
+    let logits = network.step(inputs)?;
+    let wall = start.elapsed();
+    for (id, logits) in ids.iter_mut().zip(logits.chunks_exact(vocab)) {
+        *id = greedy(logits)?;
+    }
+    if !watched {
+        return Ok(None);
+    }
+    let spans = network.spans().to_vec();
+    network.watch(false);
+    Ok(Some(Observed { wall, spans }))
+}
+
+/// Fills the pages of a context that was computed only up to [`COMPUTED`].
+fn copy_pages(inputs: &mut StepInputs, batch: usize, context: usize, capacity: usize) {
+    let (own, computed) = (capacity.div_ceil(BLOCK_LEN), COMPUTED / BLOCK_LEN);
+    for slot in 0..batch {
+        for block in computed..context.div_ceil(BLOCK_LEN) {
+            let [from, to] = [block % computed, block].map(|block| (slot * own + block) as u32);
+            inputs.block_copies.push(BlockCopy { from, to });
         }
     }
 }
@@ -247,50 +370,25 @@ fn decode_step(inputs: &mut StepInputs, last: &[u32], past: usize, capacity: usi
     }
 }
 
-/// Bytes per second that `threads` threads read from memory: the best of several passes over 512 MiB.
-fn read_bandwidth(threads: usize) -> anyhow::Result<f64> {
-    const BYTES: usize = 512 << 20;
-    const PASSES: usize = 6;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("bandwidth threads")?;
-    let data = vec![1u64; BYTES / 8];
-    let piece = data.len().div_ceil(threads);
-    let mut best = f64::INFINITY;
-    for _ in 0..PASSES {
-        let start = Instant::now();
-        let sum: u64 = pool.install(|| data.par_chunks(piece).map(sum_lanes).sum());
-        // The sum is used, so that the reads are not optimised away.
-        anyhow::ensure!(sum == data.len() as u64, "the bandwidth buffer changed while it was read");
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    Ok(BYTES as f64 / best)
-}
-
-fn sum_lanes(values: &[u64]) -> u64 {
-    let mut lanes = [0u64; 16];
-    for chunk in values.chunks_exact(16) {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane = lane.wrapping_add(*value);
-        }
-    }
-    lanes.iter().sum::<u64>() + values.chunks_exact(16).remainder().iter().sum::<u64>()
-}
-
 fn print(report: &Report) {
     println!("{} ({:.1} MB) on {}", report.model, report.weights_bytes as f64 / 1e6, report.compute);
-    println!("{}; memory reads at {:.1} GB/s", report.machine, report.bandwidth_gb_per_s);
-    let header = ["test", "tok/s", "TTFT ms", "MB/token", "GB/s", "% of memory"];
+    println!("{}; {}", report.machine, report.ceiling.describe());
+    let header = ["test", "tok/s", "to first", "TTFT ms", "MB/token", "GB/s", "% of memory", "% of compute"];
     let cells = report.rows.iter().map(|row| {
         [
             row.test.clone(),
             format!("{:.1}", row.tok_per_s),
-            format!("{:.2}", row.ttft_ms),
+            format!("{:.3}", row.to_first),
+            row.ttft_ms.map_or_else(|| "–".into(), |ms| format!("{ms:.2}")),
             format!("{:.3}", row.bytes_per_token as f64 / 1e6),
             format!("{:.2}", row.gb_per_s),
             format!("{:.1}", row.percent_of_bandwidth),
+            format!("{:.1}", row.percent_of_compute),
         ]
     });
-    table::print(header, &[1, 2, 3, 4, 5], cells);
+    table::print(header, &[1, 2, 3, 4, 5, 6, 7], cells);
     if report.rows.iter().any(|row| row.percent_of_bandwidth > 100.0) {
         println!("More than 100 %: weights and states of this size are served by the caches, not by memory.");
     }
+    report.profiles.iter().for_each(profile::print);
 }

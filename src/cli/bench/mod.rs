@@ -2,6 +2,7 @@
 
 mod agents;
 mod answer;
+mod ceiling;
 mod chance;
 mod client;
 mod dataset;
@@ -10,8 +11,11 @@ mod front;
 mod host;
 mod inside;
 mod load;
+mod loading;
 mod local;
+mod profile;
 mod report;
+mod roofline;
 mod serve;
 mod soak;
 mod spec;
@@ -38,6 +42,10 @@ enum What {
     Decode(decode::DecodeArgs),
     /// Reading a prompt
     Prefill(decode::PrefillArgs),
+    /// Opening a checkpoint until it can answer
+    Load(loading::Args),
+    /// What memory and multipliers of this machine do at most
+    Roofline(roofline::Args),
     /// Requests to a server, at seeded times
     Serve(Box<serve::Args>),
     /// What drafts cost, how often they are right, what they gain
@@ -56,6 +64,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
         What::Decode(args) => decode::decode(&args),
         What::Prefill(args) => decode::prefill(&args),
+        What::Load(args) => loading::run(&args),
+        What::Roofline(args) => roofline::run(&args),
         What::Serve(args) => serve::run(&args),
         What::Spec(args) => spec::run(&args),
         What::Agents(args) => agents::run(&args),
