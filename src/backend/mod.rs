@@ -300,6 +300,10 @@ pub trait Backend: Send {
     type State: Send;
 
     fn linear_from(&mut self, weight: weights::Linear) -> Self::Linear;
+    /// A weight of which only rows are read ([`Backend::embed`]).
+    fn table_from(&mut self, weight: weights::Linear) -> Self::Linear {
+        self.linear_from(weight)
+    }
     fn vector_from(&mut self, values: Vec<f32>) -> Self::Vector;
     fn experts_from(&mut self, up: Vec<weights::Linear>, down: Vec<weights::Linear>) -> Self::Experts;
     fn buffer(&mut self, rows: usize, width: usize) -> Self::Buffer;

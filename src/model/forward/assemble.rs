@@ -40,7 +40,7 @@ impl<B: Backend> Model<B> {
             _ => None,
         };
         let body = Body {
-            embeddings: backend.linear_from(fields.embeddings),
+            embeddings: backend.table_from(fields.embeddings),
             lm_head: backend.linear_from(fields.lm_head),
             norm_f: backend.vector_from(fields.norm_f),
             layers,

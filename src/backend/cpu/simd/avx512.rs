@@ -1,88 +1,14 @@
-//! The tile in AVX-512: 16 weights of a row become one register of f32, or 32 of them one of BF16 (see [`bf16`]),
-//! whatever they are stored as.
-
-pub mod bf16;
+//! The tile in AVX-512: 16 weights of a row become one register, whatever they are stored as.
 
 use std::arch::x86_64::*;
 
 use super::{E2M1, E4M3, ROWS, Rows, Sums, portable};
 
-/// A row of a weight from which [`Row::STEP`] numbers can be had at multiples of that, as `Operand`s are multiplied.
+/// A row of a weight from which 16 f32 can be had at multiples of 16.
 trait Row: Copy {
-    /// One number of a token.
-    type Operand: Copy;
-    /// A register of weights or of operands.
-    type Register: Copy;
-    const STEP: usize;
-
     /// # Safety
-    /// Elements `k .. k + STEP` must lie inside the row this was made from.
-    unsafe fn load(self, k: usize) -> Self::Register;
-
-    /// # Safety
-    /// `x` must have STEP numbers.
-    unsafe fn operand(x: *const Self::Operand) -> Self::Register;
-
-    /// # Safety
-    /// The instructions of the row must be there.
-    unsafe fn multiply_add(w: Self::Register, x: Self::Register, sums: __m512) -> __m512;
-
-    /// What is left of a row when its width is no multiple of STEP, and zeros behind it: `count` numbers from `k` on.
-    /// `None` where the caller adds them one by one.
-    ///
-    /// # Safety
-    /// Elements `k .. k + count` must lie inside the row.
-    unsafe fn load_last(self, k: usize, count: usize) -> Option<Self::Register>;
-
-    /// # Safety
-    /// `x` must have `count` numbers.
-    unsafe fn last_operand(x: *const Self::Operand, count: usize) -> Self::Register;
-}
-
-/// A row of which 16 weights become 16 f32.
-trait WideRow: Copy {
-    /// # Safety
-    /// As for [`Row::load`].
+    /// Elements `k .. k + 16` must lie inside the row this was made from.
     unsafe fn load(self, k: usize) -> __m512;
-}
-
-/// Makes a [`Row`] of a [`WideRow`].
-#[derive(Clone, Copy)]
-struct Wide<R>(R);
-
-impl<R: WideRow> Row for Wide<R> {
-    type Operand = f32;
-    type Register = __m512;
-    const STEP: usize = 16;
-
-    #[inline(always)]
-    unsafe fn load(self, k: usize) -> __m512 {
-        // SAFETY: passed on from the caller.
-        unsafe { self.0.load(k) }
-    }
-
-    #[inline(always)]
-    unsafe fn operand(x: *const f32) -> __m512 {
-        // SAFETY: passed on from the caller.
-        unsafe { _mm512_loadu_ps(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn multiply_add(w: __m512, x: __m512, sums: __m512) -> __m512 {
-        // SAFETY: passed on from the caller.
-        unsafe { _mm512_fmadd_ps(w, x, sums) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_last(self, _: usize, _: usize) -> Option<__m512> {
-        None
-    }
-
-    #[inline(always)]
-    unsafe fn last_operand(_: *const f32, _: usize) -> __m512 {
-        // SAFETY: as for the others.
-        unsafe { _mm512_setzero_ps() }
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -100,7 +26,7 @@ struct Nvfp4Row {
     table: __m512,
 }
 
-impl WideRow for F32Row {
+impl Row for F32Row {
     #[inline(always)]
     unsafe fn load(self, k: usize) -> __m512 {
         // SAFETY: 64 bytes inside the row by the trait's contract; the load is unaligned.
@@ -108,7 +34,7 @@ impl WideRow for F32Row {
     }
 }
 
-impl WideRow for F16Row {
+impl Row for F16Row {
     #[inline(always)]
     unsafe fn load(self, k: usize) -> __m512 {
         // SAFETY: 32 bytes inside the row; AVX-512F is on in every caller.
@@ -116,7 +42,7 @@ impl WideRow for F16Row {
     }
 }
 
-impl WideRow for Bf16Row {
+impl Row for Bf16Row {
     #[inline(always)]
     unsafe fn load(self, k: usize) -> __m512 {
         // SAFETY: 32 bytes inside the row; a BF16 is the upper half of an f32.
@@ -127,7 +53,7 @@ impl WideRow for Bf16Row {
     }
 }
 
-impl WideRow for Fp8Row {
+impl Row for Fp8Row {
     #[inline(always)]
     unsafe fn load(self, k: usize) -> __m512 {
         // As FP16 bits the exponent is 8 too small; the multiplication puts it right and is exact. Going
@@ -143,7 +69,7 @@ impl WideRow for Fp8Row {
     }
 }
 
-impl WideRow for Nvfp4Row {
+impl Row for Nvfp4Row {
     #[inline(always)]
     unsafe fn load(self, k: usize) -> __m512 {
         // SAFETY: 8 code bytes and one scale inside the row; AVX-512F is on in every caller.
@@ -161,16 +87,27 @@ impl WideRow for Nvfp4Row {
 
 /// See [`super::tile`]. Panics if a row or an operand is shorter than `width`.
 pub fn tile(rows: &Rows<'_>, first: usize, count: usize, width: usize, x: &[&[f32]], sums: &mut Sums) {
-    check(rows, first, count, width, x);
-    // SAFETY: AVX-512 was detected before this module is used, and the check keeps every load of `tokens` inside the
-    // rows and operands.
+    assert!(x.iter().all(|x| x.len() >= width) && (1..=4).contains(&x.len()));
+    assert!((1..=ROWS).contains(&count));
+    let last = (first + count) * width;
+    let fits = match rows {
+        Rows::F32(data) => data.len() >= last * 4,
+        Rows::F16(data) | Rows::Bf16(data) => data.len() >= last * 2,
+        Rows::Fp8(data) => data.len() >= last,
+        Rows::Nvfp4 { codes, scales } => {
+            width.is_multiple_of(16) && codes.len() >= last / 2 && scales.len() >= last / 16
+        }
+    };
+    assert!(fits, "the weight has fewer than {} rows of {width}", first + count);
+    // SAFETY: AVX-512 was detected before this module is used, and the assertions above keep every load of
+    // `tokens` inside the rows and operands.
     unsafe {
         let at = |i: usize| (first + i.min(count - 1)) * width;
         match *rows {
-            Rows::F32(d) => wide(|i| Wide(F32Row(d.as_ptr().add(4 * at(i)))), count, width, x, sums),
-            Rows::F16(d) => wide(|i| Wide(F16Row(d.as_ptr().add(2 * at(i)))), count, width, x, sums),
-            Rows::Bf16(d) => wide(|i| Wide(Bf16Row(d.as_ptr().add(2 * at(i)))), count, width, x, sums),
-            Rows::Fp8(d) => wide(|i| Wide(Fp8Row(d.as_ptr().add(at(i)))), count, width, x, sums),
+            Rows::F32(d) => tokens(|i| F32Row(d.as_ptr().add(4 * at(i))), count, width, x, sums),
+            Rows::F16(d) => tokens(|i| F16Row(d.as_ptr().add(2 * at(i))), count, width, x, sums),
+            Rows::Bf16(d) => tokens(|i| Bf16Row(d.as_ptr().add(2 * at(i))), count, width, x, sums),
+            Rows::Fp8(d) => tokens(|i| Fp8Row(d.as_ptr().add(at(i))), count, width, x, sums),
             Rows::Nvfp4 { codes, scales } => {
                 let table = load_table();
                 let row = |i| Nvfp4Row {
@@ -178,7 +115,7 @@ pub fn tile(rows: &Rows<'_>, first: usize, count: usize, width: usize, x: &[&[f3
                     scales: scales.as_ptr().add(at(i) / 16),
                     table,
                 };
-                wide(|i| Wide(row(i)), count, width, x, sums)
+                tokens(row, count, width, x, sums)
             }
         }
     }
@@ -192,62 +129,29 @@ pub fn tile(rows: &Rows<'_>, first: usize, count: usize, width: usize, x: &[&[f3
     }
 }
 
-/// Panics unless all that a tile reads is there.
-fn check<X>(rows: &Rows<'_>, first: usize, count: usize, width: usize, x: &[&[X]]) {
-    assert!(x.iter().all(|x| x.len() >= width) && (1..=4).contains(&x.len()));
-    assert!((1..=ROWS).contains(&count));
-    let last = (first + count) * width;
-    let fits = match rows {
-        Rows::F32(data) => data.len() >= last * 4,
-        Rows::F16(data) | Rows::Bf16(data) => data.len() >= last * 2,
-        Rows::Fp8(data) => data.len() >= last,
-        Rows::Nvfp4 { codes, scales } => {
-            width.is_multiple_of(16) && codes.len() >= last / 2 && scales.len() >= last / 16
-        }
-    };
-    assert!(fits, "the weight has fewer than {} rows of {width}", first + count);
-}
-
 #[target_feature(enable = "avx512f")]
 fn load_table() -> __m512 {
     // SAFETY: the table has 16 f32.
     unsafe { _mm512_loadu_ps(E2M1.as_ptr()) }
 }
 
-/// [`tokens`] with the instructions of this file.
+/// Picks the shape of 16 (row, token) pairs for the number of tokens; missing rows repeat the last one.
 ///
 /// # Safety
 /// AVX-512 F, BW, DQ and VL must be there; rows and operands must have `width` elements.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn wide<R: Row>(
-    row: impl Fn(usize) -> R,
-    count: usize,
-    width: usize,
-    x: &[&[R::Operand]],
-    sums: &mut Sums,
-) {
-    // SAFETY: passed on from the caller.
-    unsafe { tokens(row, count, width, x, sums) }
-}
-
-/// Picks the shape of 16 (row, token) pairs for the number of tokens; missing rows repeat the last one. Inlined into
-/// whoever says which instructions there are, as is all that it calls.
-///
-/// # Safety
-/// The instructions of the row must be there; rows and operands must have `width` elements.
-#[inline(always)]
 unsafe fn tokens<R: Row>(
     row: impl Fn(usize) -> R,
     count: usize,
     width: usize,
-    x: &[&[R::Operand]],
+    x: &[&[f32]],
     sums: &mut Sums,
 ) {
     // Closures that pass registers through functions of the standard library would not be inlined, because those
     // are compiled without these instructions: hence the loops.
+    let mut all = [_mm512_setzero_ps(); 16];
     // SAFETY: passed on from the caller; every store is of a part of 16 numbers that begins in it.
     unsafe {
-        let mut all = [_mm512_setzero_ps(); 16];
         match *x {
             [x] => {
                 for half in 0..2 {
@@ -281,12 +185,13 @@ unsafe fn tokens<R: Row>(
 ///
 /// # Safety
 /// As for [`tokens`].
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn fours<R: Row, const T: usize>(
     row: impl Fn(usize) -> R,
     count: usize,
     width: usize,
-    x: [&[R::Operand]; T],
+    x: [&[f32]; T],
     all: &mut [__m512; 16],
     sums: &mut Sums,
 ) {
@@ -310,40 +215,31 @@ unsafe fn fours<R: Row, const T: usize>(
 ///
 /// # Safety
 /// As for [`tokens`].
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn lanes<R: Row, const ROWS: usize, const T: usize>(
     rows: [R; ROWS],
     width: usize,
-    x: [&[R::Operand]; T],
+    x: [&[f32]; T],
 ) -> [[__m512; T]; ROWS] {
-    // SAFETY: rows and operands have `width` elements; all loads end there.
-    unsafe {
-        let mut lanes = [[_mm512_setzero_ps(); T]; ROWS];
-        let mut k = 0;
-        while k + R::STEP <= width {
-            let mut operands = [R::operand(x[0].as_ptr().add(k)); T];
-            for t in 1..T {
-                operands[t] = R::operand(x[t].as_ptr().add(k));
-            }
-            for i in 0..ROWS {
-                let w = rows[i].load(k);
-                for t in 0..T {
-                    lanes[i][t] = R::multiply_add(w, operands[t], lanes[i][t]);
-                }
-            }
-            k += R::STEP;
+    let mut lanes = [[_mm512_setzero_ps(); T]; ROWS];
+    let mut k = 0;
+    while k + 16 <= width {
+        let mut operands = [_mm512_setzero_ps(); T];
+        for (operand, x) in operands.iter_mut().zip(x) {
+            // SAFETY: x has `width` elements, k + 16 <= width.
+            *operand = unsafe { _mm512_loadu_ps(x.as_ptr().add(k)) };
         }
-        if k < width {
-            for i in 0..ROWS {
-                let Some(w) = rows[i].load_last(k, width - k) else { break };
-                for t in 0..T {
-                    let operand = R::last_operand(x[t].as_ptr().add(k), width - k);
-                    lanes[i][t] = R::multiply_add(w, operand, lanes[i][t]);
-                }
+        for (row, lanes) in rows.iter().zip(lanes.iter_mut()) {
+            // SAFETY: the row has `width` elements, k + 16 <= width.
+            let w = unsafe { row.load(k) };
+            for (lane, operand) in lanes.iter_mut().zip(operands) {
+                *lane = _mm512_fmadd_ps(w, operand, *lane);
             }
         }
-        lanes
+        k += 16;
     }
+    lanes
 }
 
 /// Adds up the lanes of 16 registers at once: number i of the result is the sum of register i, with the tree of

@@ -6,8 +6,11 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
 mod portable;
 
+use super::packed::Packed;
 use crate::ops::linear::Epilogue;
 use crate::weights::codec::{e2m1_to_f32, e4m3_to_f32};
 use crate::weights::{Format, Linear};
@@ -42,7 +45,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL
     Avx512,
-    /// Those, VBMI and BF16
+    /// Those and BF16
     Avx512Bf16,
     Neon,
 }
@@ -70,7 +73,7 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl");
             if avx2 && avx512 {
                 all.push(Isa::Avx512);
-                if is_x86_feature_detected!("avx512vbmi") && is_x86_feature_detected!("avx512bf16") {
+                if is_x86_feature_detected!("avx512bf16") {
                     all.push(Isa::Avx512Bf16);
                 }
             }
@@ -95,10 +98,9 @@ impl Isa {
         matches!(self, Isa::Avx512 | Isa::Avx512Bf16)
     }
 
-    /// Whether products of `weight` with BF16 operands have instructions of their own.
-    pub fn multiplies_bf16(self, weight: &Linear) -> bool {
+    /// Whether there are instructions for products of BF16, and so kernels for [`Packed`] weights.
+    pub fn multiplies_bf16(self) -> bool {
         self == Isa::Avx512Bf16
-            && matches!(weight.format, Format::BF16 | Format::Fp8 { .. } | Format::Nvfp4 { .. })
     }
 }
 
@@ -217,7 +219,7 @@ pub struct Tokens<'a, X = f32> {
 #[derive(Clone, Copy)]
 pub enum Operands<'a> {
     F32(Tokens<'a>),
-    /// BF16, where [`Isa::multiplies_bf16`].
+    /// BF16, for [`Packed`] weights.
     Bf16(Tokens<'a, u16>),
 }
 
@@ -280,24 +282,6 @@ pub fn rows(
     weight: &Linear,
     from: usize,
     to: usize,
-    operands: Operands<'_>,
-    scratch: &mut [f32],
-    sink: &mut impl Sink,
-) {
-    match operands {
-        Operands::F32(tokens) => rows_f32(isa, weight, from, to, tokens, scratch, sink),
-        Operands::Bf16(tokens) => rows_bf16(isa, weight, from, to, tokens, scratch, sink),
-    }
-}
-
-/// Rows of f32 that a thread has memory for, and twice as many of BF16.
-pub const SCRATCH_ROWS: usize = 4;
-
-fn rows_f32(
-    isa: Isa,
-    weight: &Linear,
-    from: usize,
-    to: usize,
     tokens: Tokens<'_>,
     scratch: &mut [f32],
     sink: &mut impl Sink,
@@ -306,11 +290,12 @@ fn rows_f32(
     /// six instructions per 16 weights and 4 tokens, so a copy has to serve many.
     const DECODE_ONCE: usize = 32;
     let (width, scale) = (weight.cols, weight_scale(weight));
-    let tile = |rows: &Rows<'_>, first, count, x: &[&[f32]], sums: &mut Sums| {
-        tile(isa, rows, first, count, width, x, sums)
-    };
     if tokens.count < DECODE_ONCE || matches!(weight.format, Format::F32) {
-        return stored_rows(weight, from, to, tokens, tile, sink);
+        let stored = Rows::of(weight);
+        for r in (from..to).step_by(ROWS) {
+            token_tiles(isa, &stored, scale, (r, r), ROWS.min(to - r), width, tokens, sink);
+        }
+        return;
     }
     for r in (from..to).step_by(SCRATCH_ROWS) {
         let count = SCRATCH_ROWS.min(to - r);
@@ -319,65 +304,39 @@ fn rows_f32(
             decode(isa, weight, r + i, row);
         }
         let decoded = Rows::F32(bytes_of(scratch));
-        token_tiles(&decoded, scale, (0, r), count, width, tokens, &tile, sink);
+        token_tiles(isa, &decoded, scale, (0, r), count, width, tokens, sink);
     }
 }
 
-fn rows_bf16(
+/// Rows that are decoded together: a copy of more leaves the L1 cache.
+pub const SCRATCH_ROWS: usize = 4;
+
+/// As [`rows`], of a weight in the order of the BF16 kernels. `from` must be a multiple of 16.
+pub fn packed_rows(
     isa: Isa,
-    weight: &Linear,
+    weight: &Packed,
     from: usize,
     to: usize,
     tokens: Tokens<'_, u16>,
-    scratch: &mut [f32],
     sink: &mut impl Sink,
 ) {
-    /// As for f32; a copy of BF16 has half the bytes to store.
-    const DECODE_ONCE: usize = 12;
-    let (width, scale) = (weight.cols, weight_scale(weight));
-    let tile = |rows: &Rows<'_>, first, count, x: &[&[u16]], sums: &mut Sums| {
-        tile_bf16(isa, rows, first, count, width, x, sums)
-    };
-    if tokens.count < DECODE_ONCE || matches!(weight.format, Format::BF16) {
-        return stored_rows(weight, from, to, tokens, tile, sink);
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Bf16 {
+        return avx512bf16::rows(weight, from, to, tokens, sink);
     }
-    let stored = Rows::of(weight);
-    for r in (from..to).step_by(2 * SCRATCH_ROWS) {
-        let count = (2 * SCRATCH_ROWS).min(to - r);
-        let scratch = &mut halves_of(scratch)[..count * width];
-        for (i, row) in scratch.chunks_exact_mut(width).enumerate() {
-            decode_bf16(isa, &stored, r + i, row);
-        }
-        let decoded = Rows::Bf16(bytes_of(scratch));
-        token_tiles(&decoded, scale, (0, r), count, width, tokens, &tile, sink);
-    }
-}
-
-/// Tiles over the weight as it is stored.
-fn stored_rows<X: Copy>(
-    weight: &Linear,
-    from: usize,
-    to: usize,
-    tokens: Tokens<'_, X>,
-    tile: impl Fn(&Rows<'_>, usize, usize, &[&[X]], &mut Sums),
-    sink: &mut impl Sink,
-) {
-    let (stored, scale) = (Rows::of(weight), weight_scale(weight));
-    for r in (from..to).step_by(ROWS) {
-        token_tiles(&stored, scale, (r, r), ROWS.min(to - r), weight.cols, tokens, &tile, sink);
-    }
+    let _ = (weight, from, to, tokens, sink);
+    unreachable!("{} has no kernel for packed weights", isa.name());
 }
 
 /// Runs tiles of at most 4 tokens over `count` rows from `first`, which the sink knows as rows from `named` on.
-#[allow(clippy::too_many_arguments, reason = "a closure over half of them would be called for every tile")]
-fn token_tiles<X: Copy>(
+fn token_tiles(
+    isa: Isa,
     rows: &Rows<'_>,
     scale: f32,
     (first, named): (usize, usize),
     count: usize,
     width: usize,
-    tokens: Tokens<'_, X>,
-    tile: &impl Fn(&Rows<'_>, usize, usize, &[&[X]], &mut Sums),
+    tokens: Tokens<'_>,
     sink: &mut impl Sink,
 ) {
     let mut sums = [[0.0f32; ROWS]; 4];
@@ -388,7 +347,7 @@ fn token_tiles<X: Copy>(
         for (i, x) in x.iter_mut().enumerate().take(batch).skip(1) {
             *x = tokens.row(t + i, width);
         }
-        tile(rows, first, count, &x[..batch], &mut sums);
+        tile(isa, rows, first, count, width, &x[..batch], &mut sums);
         for (j, sums) in sums.iter_mut().enumerate().take(batch) {
             for sum in sums.iter_mut() {
                 *sum *= scale;
@@ -430,13 +389,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Numbers whose bytes may be read as they are.
-trait Plain: Copy {}
-impl Plain for f32 {}
-impl Plain for u16 {}
-
-fn bytes_of<X: Plain>(values: &[X]) -> &[u8] {
-    // SAFETY: any such number is plain bytes, u8 has no alignment, and the length is the slice's own.
+fn bytes_of(values: &[f32]) -> &[u8] {
+    // SAFETY: any f32 is four plain bytes, u8 has no alignment, and the length is the slice's own.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
@@ -455,39 +409,11 @@ fn tile(isa: Isa, rows: &Rows<'_>, first: usize, count: usize, width: usize, x: 
     portable::tile(isa, *rows, first, count, width, x, sums);
 }
 
-/// As [`tile`], over BF16 operands.
-fn tile_bf16(
-    isa: Isa,
-    rows: &Rows<'_>,
-    first: usize,
-    count: usize,
-    width: usize,
-    x: &[&[u16]],
-    sums: &mut Sums,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512Bf16 {
-        return avx512::bf16::tile(rows, first, count, width, x, sums);
-    }
-    let _ = (rows, first, count, width, x, sums);
-    unreachable!("{} has no BF16 tile", isa.name());
-}
-
-/// One row as BF16, without the scale per tensor: the same numbers [`tile_bf16`] multiplies.
-fn decode_bf16(isa: Isa, rows: &Rows<'_>, row: usize, out: &mut [u16]) {
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512Bf16 {
-        return avx512::bf16::decode(rows, row, out);
-    }
-    let _ = (rows, row, out);
-    unreachable!("{} has no BF16 tile", isa.name());
-}
-
 /// Rounds to BF16, to even.
 pub fn narrow(isa: Isa, from: &[f32], to: &mut [u16]) {
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512Bf16 {
-        return avx512::bf16::narrow_operands(from, to);
+        return avx512bf16::narrow(from, to);
     }
     let _ = isa;
     for (from, to) in from.iter().zip(to) {
@@ -540,12 +466,12 @@ impl<T> Output<T> {
 }
 
 impl Output {
-    /// `y` goes to columns from `column` on of `row`.
+    /// `y` goes to columns from `column` on of `row`; returns what is there then.
     ///
     /// # Safety
     /// As for [`Output::slice`].
     #[inline(always)]
-    pub unsafe fn apply(self, row: usize, column: usize, y: &[f32], epilogue: Epilogue) {
+    pub unsafe fn apply<'a>(self, row: usize, column: usize, y: &[f32], epilogue: Epilogue) -> &'a mut [f32] {
         // SAFETY: passed on from the caller.
         let out = unsafe { self.slice(row, column, y.len()) };
         match epilogue {
@@ -553,6 +479,7 @@ impl Output {
             Epilogue::Store if y.len() == ROWS => out[..ROWS].copy_from_slice(&y[..ROWS]),
             epilogue => out.iter_mut().zip(y).for_each(|(out, &y)| epilogue.apply(y, out)),
         }
+        out
     }
 }
 
