@@ -355,6 +355,48 @@ proptest! {
             }
         }
     }
+
+    /// Heads as the models have them, over BF16 pages: past several strips of positions, and token by token.
+    #[test]
+    fn heads_of_128_equal_their_reference(
+        seed: u64, past in 0u32..700, count in 1u32..40, hidden in 0u32..700, heads in prop_oneof![Just(2usize), Just(16)],
+    ) {
+        let shape = Attention { heads, kv_heads: 2, head_dim: 128 };
+        let (width, kv) = (heads * 128, 2 * 128);
+        let mut inputs = step(&[(0, past, count), (1, 0, 3)], 16);
+        inputs.sequences[0].visible_from = hidden.min(past);
+        let tokens = count as usize + 3;
+        let q = rounded(buffer(seed, tokens, width));
+        let (k, v) = (rounded(buffer(seed ^ 1, tokens, kv)), rounded(buffer(seed ^ 2, tokens, kv)));
+        let plan = StatePlan { slots: 2, blocks: 64, block_len: 16, attention: vec![shape], ..StatePlan::default() };
+        let start = |state: &mut ferrotron::backend::host::State| {
+            state.keys[0].write(0, &values(seed ^ 3, 64 * 16 * kv));
+            state.values[0].write(0, &values(seed ^ 4, 64 * 16 * kv));
+        };
+        let mut reference = Reference::new(Precision::Bf16);
+        let mut expected_state = reference.state(&plan);
+        start(&mut expected_state);
+        let mut expected = Buffer::new(tokens, width);
+        reference.attention(&inputs, 0, &shape, &q, &k, &v, &mut expected_state, &mut expected);
+        for mut cpu in cpus_of(Precision::Bf16, 2) {
+            let name = cpu.isa().name();
+            let mut state = cpu.state(&plan);
+            start(&mut state);
+            let mut out = Buffer::new(tokens, width);
+            cpu.attention(&inputs, 0, &shape, &q, &k, &v, &mut state, &mut out);
+            // A result is rounded to 8 bits, and so are the weights of a mean of numbers below 1.
+            close(&out.data, &expected.data, 1.0 / 128.0, name);
+            for t in 0..count {
+                let mut one = step(&[(0, past + t, 1)], 16);
+                one.blocks = inputs.blocks[..(past + t + 1).div_ceil(16) as usize].to_vec();
+                one.sequences[0].visible_from = inputs.sequences[0].visible_from;
+                let row = |from: &Buffer| Buffer { width: from.width, data: from.row(t as usize).into() };
+                let mut alone = Buffer::new(1, width);
+                cpu.attention(&one, 0, &shape, &row(&q), &row(&k), &row(&v), &mut state, &mut alone);
+                prop_assert_eq!(&alone.data[..], out.row(t as usize), "{} token {}", name, t);
+            }
+        }
+    }
 }
 
 #[test]

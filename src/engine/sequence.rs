@@ -31,6 +31,8 @@ pub(super) struct Sequence {
     first: Option<Instant>,
     /// When the last id so far was drawn.
     last: Instant,
+    /// Events of the step that is being sampled.
+    unsent: Vec<Event>,
 }
 
 /// What is wanted about the prompt, and found so far.
@@ -57,6 +59,9 @@ pub(super) enum Digest {
     Drew,
     Ended(Finish),
 }
+
+/// Events of a step that there is room for from the start: its tokens with the usual drafts, and the prompt's end.
+const EVENTS: usize = 16;
 
 impl Sequence {
     pub fn new(
@@ -88,6 +93,7 @@ impl Sequence {
             scheduled: now,
             first: None,
             last: now,
+            unsent: Vec::with_capacity(EVENTS),
         }
     }
 
@@ -109,8 +115,8 @@ impl Sequence {
         self.sampler.prepare(drafts);
     }
 
-    /// Takes in the logits of its share, draws until a draft is not what it draws, adds what it drew to `sampled`, and
-    /// tells the reader. A send to a reader that has left fails; its cancel is on the way.
+    /// Takes in the logits of its share, draws until a draft is not what it draws, and adds what it drew to `sampled` and
+    /// to what [`Sequence::tell`] sends.
     ///
     /// Each row is drawn from as if there were no drafts: the id depends on the seed, the position and the logits
     /// alone, and these are the same however they came about. So drafts change nothing but the speed.
@@ -135,7 +141,7 @@ impl Sequence {
         for (logits, proposal) in rows.zip(proposals) {
             let (id, logprobs) = self.draw(logits, (tokens.len() + drawn) as u64, workspace)?;
             self.begin(share);
-            let _ = self.events.send(Event::Token { id, logprobs });
+            self.unsent.push(Event::Token { id, logprobs });
             sampled.push(id);
             drawn += 1;
             if self.sampler.stops(id) || self.sampler.is_complete() {
@@ -167,7 +173,7 @@ impl Sequence {
         self.shared.stats.prompt_tokens.fetch_add(self.prompt_len as u64, Relaxed);
         let prompt_logprobs = self.prompt_logprobs.take().map(|found| found.entries);
         let (cached_tokens, timings) = (share.cached, self.timings());
-        let _ = self.events.send(Event::Started { cached_tokens, prompt_logprobs, timings });
+        self.unsent.push(Event::Started { cached_tokens, prompt_logprobs, timings });
     }
 
     fn draw(
@@ -200,8 +206,17 @@ impl Sequence {
         }
     }
 
+    /// Sends the reader all that the step brought. At once, for each time a reader wakes it takes a core from somebody. A
+    /// send to a reader that has left fails; its cancel is on the way.
+    pub fn tell(&mut self) {
+        for event in self.unsent.drain(..) {
+            let _ = self.events.send(event);
+        }
+    }
+
     /// The last event.
-    pub fn end(self, end: Result<Finish, Failure>) {
+    pub fn end(mut self, end: Result<Finish, Failure>) {
+        self.tell();
         let event = match end {
             Ok(finish) => Event::Finished { finish, timings: self.timings() },
             Err(failure) => Event::Failed(failure),

@@ -2,6 +2,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub mod bf16;
 
 use super::simd::{E4M3, Isa, dot, exp, fma, versions};
 use crate::backend::StepInputs;

@@ -20,7 +20,7 @@ use super::{
     host::{Buffer, Routes, State},
 };
 use crate::model::config::{Attention, Mamba, Moe};
-use crate::ops::{self, linear::Epilogue};
+use crate::ops::{self, cells::Cells, linear::Epilogue};
 use crate::weights::Linear;
 use packed::{Packed, TILE};
 use simd::{Isa, Operands, Output, Sink, Tokens};
@@ -41,6 +41,8 @@ pub struct Cpu {
     experts: ExpertWork,
     /// What is multiplied, as BF16: room for the largest buffer.
     operands: Vec<u16>,
+    /// Sequence and first token of each group of queries in a step.
+    groups: Vec<(u32, u32)>,
 }
 
 /// The threads' memory, one each, and how they meet.
@@ -59,6 +61,8 @@ struct Scratch {
     page: Vec<f32>,
     /// A row and the state of one head, where they are worked on and not kept.
     state: Vec<f32>,
+    #[cfg(target_arch = "x86_64")]
+    attention: attention::bf16::Memory,
 }
 
 /// Who chose which expert, for one step: pairs (token, choice) sorted by expert.
@@ -162,7 +166,15 @@ impl Cpu {
         let team = Team::new(threads, nice).map_err(|source| ThreadsError { threads, source })?;
         let scratch = (0..team.threads()).map(|_| Scratch::default()).collect();
         let crew = Crew { scratch, team: Arc::new(team) };
-        Ok(Cpu { precision, isa, crew, nice, experts: ExpertWork::default(), operands: Vec::new() })
+        Ok(Cpu {
+            precision,
+            isa,
+            crew,
+            nice,
+            experts: ExpertWork::default(),
+            operands: Vec::new(),
+            groups: Vec::new(),
+        })
     }
 
     pub fn isa(&self) -> Isa {
@@ -201,6 +213,24 @@ impl Cpu {
         };
         let work = weight.rows() * weight.cols() * tokens;
         split(&mut self.crew, weight.rows(), ROWS_PER_PIECE, work, piece);
+    }
+
+    /// The pages of a layer, where the kernel for BF16 keys and queries takes them.
+    #[cfg(target_arch = "x86_64")]
+    fn bf16_pages<'a>(
+        &self,
+        shape: &Attention,
+        keys: &'a Cells,
+        values: &'a Cells,
+    ) -> Option<(&'a [half::bf16], &'a [half::bf16])> {
+        let fits = self.precision == Precision::Bf16
+            && self.isa.multiplies_bf16()
+            && shape.head_dim == attention::bf16::DIM
+            && shape.heads / shape.kv_heads <= attention::bf16::QUERIES;
+        match (keys, values) {
+            (Cells::Bf16(keys), Cells::Bf16(values)) if fits => Some((keys, values)),
+            _ => None,
+        }
     }
 
     /// Packs all of them if all can be, on all threads: so a layer's experts have one kind of operand.
@@ -312,6 +342,7 @@ impl Backend for Cpu {
 
     fn buffer(&mut self, rows: usize, width: usize) -> Buffer {
         self.operands.resize(self.operands.len().max(rows * width), 0);
+        self.groups.reserve(rows.saturating_sub(self.groups.len()));
         Buffer::new(rows, width)
     }
 
@@ -497,6 +528,21 @@ impl Backend for Cpu {
         let (keys, values): (&_, &_) = (keys, values);
         let output = Output::new(&mut out.data, out.width);
         let work = ops::attention::cost(shape, inputs, 4).flops as usize / 2;
+        #[cfg(target_arch = "x86_64")]
+        if let Some((keys, values)) = self.bf16_pages(shape, keys, values) {
+            return attend_in_groups(
+                &mut self.crew,
+                &mut self.groups,
+                inputs,
+                shape,
+                pages,
+                q,
+                keys,
+                values,
+                output,
+                work,
+            );
+        }
         let count = inputs.tokens.len() * shape.heads;
         split(&mut self.crew, count, 1, work, |scratch, from, to| {
             for unit in from..to {
@@ -650,6 +696,55 @@ impl Backend for Cpu {
     fn read<'a>(&'a mut self, rows: usize, buffer: &'a Buffer) -> &'a [f32] {
         buffer.rows(rows)
     }
+}
+
+/// Queries that share keys, as many as go over a page together: each group is a piece of work.
+#[cfg(target_arch = "x86_64")]
+fn attend_in_groups(
+    crew: &mut Crew,
+    groups: &mut Vec<(u32, u32)>,
+    inputs: &StepInputs,
+    shape: &Attention,
+    pages: ops::attention::Pages,
+    q: &Buffer,
+    keys: &[half::bf16],
+    values: &[half::bf16],
+    output: Output,
+    work: usize,
+) {
+    use attention::bf16::{DIM, Group, QUERIES, attend};
+    let heads = shape.heads / shape.kv_heads;
+    let tokens_max = QUERIES / heads;
+    groups.clear();
+    for (index, sequence) in inputs.sequences.iter().enumerate() {
+        groups.extend((0..sequence.count).step_by(tokens_max).map(|first| (index as u32, first)));
+    }
+    // Later tokens see more: they go first, so that no thread is left with a long one.
+    let groups = &groups[..];
+    split(crew, groups.len() * shape.kv_heads, 1, work, |scratch, from, to| {
+        for unit in from..to {
+            let (index, first) = groups[groups.len() - 1 - unit / shape.kv_heads];
+            let kv_head = unit % shape.kv_heads;
+            let sequence = &inputs.sequences[index as usize];
+            let from = sequence.visible_from as usize;
+            let group = Group {
+                view: attention::View { pages, blocks: inputs.blocks_of(sequence), from },
+                kv_head,
+                tokens: tokens_max.min((sequence.count - first) as usize),
+                heads,
+                positions: (sequence.past + first) as usize + 1 - from,
+            };
+            let at = |query: usize| {
+                let token = (sequence.first + first) as usize + query / heads;
+                (token, (kv_head * heads + query % heads) * DIM)
+            };
+            let query = |i| &q.row(at(i).0)[at(i).1..][..DIM];
+            // SAFETY: one unit of work owns these heads of these tokens.
+            let out = |i| unsafe { output.slice(at(i).0, at(i).1, DIM) };
+            attend(group, query, keys, values, &mut scratch.attention, out);
+            (0..group.tokens * heads).for_each(|i| Precision::Bf16.round(out(i)));
+        }
+    });
 }
 
 /// Counting sort of pairs (token, choice) by the expert they chose.

@@ -77,7 +77,7 @@ impl Args {
             depth_max: self.depth.map_or(u32::MAX, |depth| depth as u32),
             mtp: self.method != Method::Ngram,
             ngram: self.method != Method::Mtp,
-            adaptive: true,
+            adaptive: std::env::var_os("NOAD").is_none(),
         }
     }
 }

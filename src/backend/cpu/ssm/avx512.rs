@@ -40,7 +40,7 @@ pub fn advance(head: Head, block: Block<'_>, state: &mut [f32], output: Output) 
         for (token, sums) in block.tokens.iter().zip(&sums).skip(block.replayed) {
             // SAFETY: the caller owns this head's columns of the output.
             let out = unsafe { output.slice(token.row, head.index * rows + ROWS * part, ROWS) };
-            // SAFETY: `pass` was called for all pairs of rows and wrote their sums for every token.
+            // SAFETY: `pass` was called for all pairs of rows and wrote their sums for every token that is not replayed.
             unsafe { finish(head.d, &token.x[ROWS * part..][..ROWS], sums, out) };
         }
     }
@@ -61,9 +61,17 @@ unsafe fn pass(block: Block<'_>, p: usize, state: &mut [f32], column: usize, sum
     }
     let (kept, drafts) = block.tokens.split_at(block.kept);
     let (before, after) = sums.split_at_mut(block.kept);
-    for (token, sums) in kept.iter().zip(before) {
+    for (i, (token, sums)) in kept.iter().zip(before).enumerate() {
+        let sums = &mut sums[column..][..HELD];
         // SAFETY: passed on from the caller.
-        unsafe { step(token, p, &mut rows, &mut sums[column..][..HELD]) };
+        unsafe {
+            if i < block.replayed {
+                // Its output is known.
+                step::<false>(token, p, &mut rows, sums)
+            } else {
+                step::<true>(token, p, &mut rows, sums)
+            }
+        }
     }
     if block.kept > 0 {
         for i in 0..HELD {
@@ -75,17 +83,17 @@ unsafe fn pass(block: Block<'_>, p: usize, state: &mut [f32], column: usize, sum
     }
     for (token, sums) in drafts.iter().zip(after) {
         // SAFETY: passed on from the caller.
-        unsafe { step(token, p, &mut rows, &mut sums[column..][..HELD]) };
+        unsafe { step::<true>(token, p, &mut rows, &mut sums[column..][..HELD]) };
     }
 }
 
-/// One token and two rows.
+/// One token and two rows; its sums where OUTPUT, which is where [`advance`] reads them.
 ///
 /// # Safety
 /// As for [`pass`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn step(
+unsafe fn step<const OUTPUT: bool>(
     token: &Token<'_>,
     p: usize,
     rows: &mut [[__m512; REGISTERS]; HELD],
@@ -105,11 +113,15 @@ unsafe fn step(
         };
         for i in 0..HELD {
             rows[i][k] = _mm512_fmadd_ps(rows[i][k], decay, _mm512_mul_ps(inputs[i], b));
-            lanes[i] = _mm512_fmadd_ps(rows[i][k], c, lanes[i]);
+            if OUTPUT {
+                lanes[i] = _mm512_fmadd_ps(rows[i][k], c, lanes[i]);
+            }
         }
     }
-    for (sum, lanes) in sums.iter_mut().zip(lanes) {
-        sum.write(lanes);
+    if OUTPUT {
+        for (sum, lanes) in sums.iter_mut().zip(lanes) {
+            sum.write(lanes);
+        }
     }
 }
 
