@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::pull::hub_cache;
@@ -49,7 +50,12 @@ fn shard_gb(text: &str) -> Result<f64, String> {
 
 /// Converts, then prints what was lost.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let source = presets::resolve(&args.source, &hub_cache())?.source();
+    let Some(source) = presets::resolve(&args.source, &hub_cache())?.source() else {
+        bail!(
+            "{} is GGUF: expected a checkpoint in safetensors, from which weights are quantised once",
+            args.source
+        );
+    };
     let plan = Plan::new(source, (args.shard_gb * 1e9) as u64)?;
     let bar = ProgressBar::new(plan.bytes()).with_style(style()?);
     let outcomes = plan.run(&args.out, args.force, &|done| bar.inc(done));

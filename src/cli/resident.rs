@@ -92,10 +92,9 @@ pub struct Resident {
 }
 
 impl Resident {
-    /// Finds and opens `model`: a preset, a folder or a hub id in the local cache.
+    /// Finds and opens `model`: a preset, a folder, a GGUF file or a hub id in the local cache.
     pub fn open(model: &str) -> anyhow::Result<Self> {
-        let source = presets::resolve(model, &hub_cache())?.source();
-        let checkpoint = Checkpoint::open(source)?;
+        let checkpoint = presets::resolve(model, &hub_cache())?.open()?;
         let place = checkpoint.source().place();
         let Some(json) = checkpoint.file("config.json")? else {
             bail!("{place} has no config.json: a checkpoint folder of this family holds one");

@@ -6,6 +6,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
+mod blocks;
 mod portable;
 
 use crate::ops::linear::Epilogue;
@@ -243,8 +244,13 @@ pub fn rows(
     /// six instructions per 16 weights and 4 tokens, so a copy has to serve many.
     const DECODE_ONCE: usize = 32;
     let (width, scale) = (weight.cols, weight_scale(weight));
+    let Some(stored) = Rows::of(weight) else {
+        if let Some(rows) = blocks::BlockRows::of(weight) {
+            blocks::rows(isa, rows, scale, (from, to), tokens, scratch, sink);
+        }
+        return;
+    };
     if tokens.count < DECODE_ONCE || matches!(weight.format, Format::F32) {
-        let stored = Rows::of(weight);
         for r in (from..to).step_by(ROWS) {
             token_tiles(isa, &stored, scale, (r, r), ROWS.min(to - r), width, tokens, sink);
         }
@@ -254,7 +260,7 @@ pub fn rows(
         let count = DECODED.min(to - r);
         let scratch = &mut scratch[..count * width];
         for (i, row) in scratch.chunks_exact_mut(width).enumerate() {
-            decode(isa, weight, r + i, row);
+            portable::decode(isa, stored, r + i, row);
         }
         let decoded = Rows::F32(bytemuck_cast(scratch));
         token_tiles(isa, &decoded, scale, (0, r), count, width, tokens, sink);
@@ -296,6 +302,7 @@ fn weight_scale(weight: &Linear) -> f32 {
     match weight.format {
         Format::Fp8 { scale } => scale,
         Format::Nvfp4 { global_scale, .. } => global_scale,
+        Format::Blocks { scale, .. } => scale,
         _ => 1.0,
     }
 }
@@ -311,14 +318,16 @@ pub enum Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn of(weight: &'a Linear) -> Rows<'a> {
-        match &weight.format {
+    /// `None` for blocks of GGUF, whose rows [`blocks`] reads.
+    fn of(weight: &'a Linear) -> Option<Rows<'a>> {
+        Some(match &weight.format {
             Format::F32 => Rows::F32(&weight.data),
             Format::F16 => Rows::F16(&weight.data),
             Format::BF16 => Rows::Bf16(&weight.data),
             Format::Fp8 { .. } => Rows::Fp8(&weight.data),
             Format::Nvfp4 { scales, .. } => Rows::Nvfp4 { codes: &weight.data, scales },
-        }
+            Format::Blocks { .. } => return None,
+        })
     }
 }
 
@@ -334,11 +343,6 @@ fn tile(isa: Isa, rows: &Rows<'_>, first: usize, count: usize, width: usize, x: 
         return avx512::tile(rows, first, count, width, x, sums);
     }
     portable::tile(isa, *rows, first, count, width, x, sums);
-}
-
-/// One row as f32, without the scale per tensor: the same numbers [`tile`] multiplies.
-fn decode(isa: Isa, weight: &Linear, row: usize, out: &mut [f32]) {
-    portable::decode(isa, Rows::of(weight), row, out);
 }
 
 /// Rows that several threads write at once, each its own columns.
