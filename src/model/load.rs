@@ -226,14 +226,17 @@ impl Resolver<'_> {
 
     /// Counts a stored tensor, and that it is known.
     fn count(&mut self, name: String, format: Option<Kind>, parameters: usize) {
-        if let Stored::Tensor(dtype, _) = self.checkpoint.stored(&name) {
-            let label = format.map_or_else(|| dtype_name(dtype), Kind::name);
-            let totals = self.groups.entry((Part::of(&name), label)).or_default();
-            totals.tensors += 1;
-            totals.bytes += self.checkpoint.bytes_of(&name);
-            totals.parameters += parameters as u64;
-            self.seen.insert(name);
-        }
+        let stored_as = match self.checkpoint.stored(&name) {
+            Stored::Tensor(dtype, _) => dtype_name(dtype),
+            Stored::Blocks(blocks, _) => blocks.name(),
+            Stored::Nothing => return,
+        };
+        let label = format.map_or(stored_as, Kind::name);
+        let totals = self.groups.entry((Part::of(&name), label)).or_default();
+        totals.tensors += 1;
+        totals.bytes += self.checkpoint.bytes_of(&name);
+        totals.parameters += parameters as u64;
+        self.seen.insert(name);
     }
 
     fn found(&mut self, module: &str, linear: &Linear) {
