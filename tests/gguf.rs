@@ -208,6 +208,34 @@ fn nothing_is_expanded() {
 }
 
 #[test]
+fn commands_take_the_file_and_its_folder() {
+    let (folder, original) = tiny();
+    let (folder, path) = written(&convert(&folder, &original, Target::Q8_0));
+    let prompts = folder.path().join("prompts.jsonl");
+    let prompt = r#"{"family": "greeting", "request": {"messages": [{"role": "user", "content": "Hey, I am Meera."}]},
+                     "expect": {"content": "Hello Meera! How can I help you?"}}"#;
+    std::fs::write(&prompts, prompt.replace('\n', " ")).expect("the folder is writable");
+    let run = |arguments: &[&std::ffi::OsStr]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_ferrotron"))
+            .args(arguments)
+            .output()
+            .expect("the binary runs");
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.success(), text)
+    };
+    for place in [path.as_os_str(), folder.path().as_os_str()] {
+        let (success, text) = run(&["check".as_ref(), place]);
+        assert!(success && text.contains("every tensor of the network is there"), "{text}");
+        assert!(text.contains("Q8_0") && !text.contains("warning"), "{text}");
+    }
+    let (eval, model, file) = ("eval".as_ref(), "--model".as_ref(), "--prompts".as_ref());
+    let (success, text) = run(&[eval, model, path.as_os_str(), file, prompts.as_os_str(), "--json".as_ref()]);
+    assert!(success, "{text}");
+    let (success, text) = run(&["quantize".as_ref(), path.as_os_str(), "/nowhere".as_ref()]);
+    assert!(!success && text.contains("is GGUF: expected a checkpoint in safetensors"), "{text}");
+}
+
+#[test]
 fn split_files_are_one_model() {
     let (folder, original) = tiny();
     let whole = convert(&folder, &original, Target::Q8_0);

@@ -134,7 +134,7 @@ proptest! {
     ) {
         for kind in Blocks::ALL {
             // Rows of short blocks may end inside a span of 256.
-            let cols = (256 * wide - 32 * short).next_multiple_of(kind.len());
+            let cols = (256 * wide - 32 * short).next_multiple_of(kind.weights());
             let w = blocks::weight(seed, rows, cols, kind, 0.75);
             let x = buffer(seed ^ 1, tokens, cols);
             let mut expected = buffer(seed ^ 2, tokens, rows);

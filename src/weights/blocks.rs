@@ -17,7 +17,7 @@
 
 use super::codec;
 
-/// Weights in the longest block; every row of fewer blocks is a multiple of [`Blocks::len`] all the same.
+/// Weights in the longest block; every row of fewer blocks is a multiple of [`Blocks::weights`] all the same.
 pub const LONGEST: usize = 256;
 
 /// How a row is encoded in blocks.
@@ -47,7 +47,7 @@ impl Blocks {
     ];
 
     /// Weights in a block.
-    pub const fn len(self) -> usize {
+    pub const fn weights(self) -> usize {
         match self {
             Blocks::Q4_0 | Blocks::Q8_0 | Blocks::Iq4Nl => 32,
             Blocks::Nvfp4 => 64,
@@ -68,9 +68,9 @@ impl Blocks {
         }
     }
 
-    /// Bytes of `weights` weights, a multiple of [`Blocks::len`].
+    /// Bytes of `weights` weights, a multiple of [`Blocks::weights`].
     pub const fn bytes_of(self, weights: usize) -> usize {
-        weights / self.len() * self.bytes()
+        weights / self.weights() * self.bytes()
     }
 
     /// The name that GGUF gives it.
@@ -121,7 +121,7 @@ fn each<const BYTES: usize, const LEN: usize>(
 
 /// IEEE half precision, exact, without a call: `half` asks the processor for its features each time.
 #[inline(always)]
-fn f16(low: u8, high: u8) -> f32 {
+pub fn f16(low: u8, high: u8) -> f32 {
     /// Moves the exponent, whose bias is 15 there and 127 here, to its place; the product normalises subnormals.
     const REBIAS: f32 = f32::from_bits((112 + 127) << 23);
     let bits = u32::from(u16::from_le_bytes([low, high]));
@@ -153,7 +153,7 @@ fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
 }
 
 /// The sixteen levels of IQ4_NL and IQ4_XS, denser near zero.
-const LEVELS: [f32; 16] = [
+pub const LEVELS: [f32; 16] = [
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
 ];
 
@@ -188,7 +188,7 @@ fn iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
 /// Eight scales and eight minima of 6 bits in 12 bytes: the first four of each lie in the low bits of bytes 0..4 and
 /// 4..8; of the last four, the low nibbles are in bytes 8..12 and the upper two bits above those of the first four.
 #[inline(always)]
-fn scales_and_minima(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
+pub fn scales_and_minima(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut minima) = ([0; 8], [0; 8]);
     for i in 0..4 {
         scales[i] = packed[i] & 63;

@@ -41,10 +41,10 @@ pub enum Encoding {
 
 impl Encoding {
     /// Elements that are encoded together.
-    pub fn len(self) -> usize {
+    pub fn elements(self) -> usize {
         match self {
             Encoding::Plain(_) => 1,
-            Encoding::Blocks(blocks) => blocks.len(),
+            Encoding::Blocks(blocks) => blocks.weights(),
         }
     }
 

@@ -117,7 +117,7 @@ fn tensor(reader: &mut Reader<'_>) -> Result<Header, Error> {
         let (file, got) = (reader.file.into(), type_name(code));
         return Err(Error::GgufType { file, tensor: name, got });
     };
-    let width = encoding.len() as u64;
+    let width = encoding.elements() as u64;
     if !shape[0].is_multiple_of(width) {
         let reason =
             format!("has rows of {}; expected a multiple of {width}, as {} asks", shape[0], encoding.name());
@@ -141,7 +141,7 @@ fn place(
     headers: Vec<Header>,
 ) -> Result<Vec<Stored>, Error> {
     let got = bytes.len() as u64;
-    for header in headers.iter().filter(|h| !h.offset.is_multiple_of(alignment)) {
+    if let Some(header) = headers.iter().find(|h| !h.offset.is_multiple_of(alignment)) {
         let reason = format!("starts at byte {}; expected a multiple of {alignment}", header.offset);
         return Err(entry(file, &header.name, reason));
     }

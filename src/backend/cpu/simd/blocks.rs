@@ -3,6 +3,9 @@
 //! Every (row, token) pair has the 16 running sums of [`super::tile`] in the same order, so its bits depend neither on
 //! how many tokens share the step nor on which of the two loops below served it.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use super::{Isa, ROWS, Rows, Sink, Sums, Tokens, bytemuck_cast, fma, reduce, token_tiles, versions};
 use crate::weights::blocks::{Blocks, LONGEST};
 use crate::weights::{Format, Linear};
@@ -87,14 +90,34 @@ fn decode_body<const FMA: bool>(weight: BlockRows<'_>, first: usize, out: &mut [
     }
 }
 
-versions! {
-    /// Rows from `first` on as f32, as many as `out` has room for.
-    fn decode = decode_body(weight: BlockRows<'_>, first: usize, out: &mut [f32])
+/// Rows from `first` on as f32, as many as `out` has room for.
+fn decode(isa: Isa, weight: BlockRows<'_>, first: usize, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
+        // SAFETY: `Isa::available` lists it only after the CPU reported its features.
+        return unsafe { avx512::decode_rows(weight, first, out) };
+    }
+    decode_of(isa, weight, first, out);
 }
 
 versions! {
-    /// sums[j][i] = row (first + i) · x[j], for up to 16 rows and up to 4 tokens.
-    fn tile = tile_body(weight: BlockRows<'_>, first: usize, count: usize, x: &[&[f32]], sums: &mut Sums)
+    /// As [`decode`], for the compiler to make vector code of.
+    fn decode_of = decode_body(weight: BlockRows<'_>, first: usize, out: &mut [f32])
+}
+
+/// sums[j][i] = row (first + i) · x[j], for up to 16 rows and up to 4 tokens.
+fn tile(isa: Isa, weight: BlockRows<'_>, first: usize, count: usize, x: &[&[f32]], sums: &mut Sums) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
+        // SAFETY: `Isa::available` lists it only after the CPU reported its features.
+        return unsafe { avx512::tile(weight, first, count, x, sums) };
+    }
+    tile_of(isa, weight, first, count, x, sums);
+}
+
+versions! {
+    /// As [`tile`], for the compiler to make vector code of.
+    fn tile_of = tile_body(weight: BlockRows<'_>, first: usize, count: usize, x: &[&[f32]], sums: &mut Sums)
 }
 
 #[inline(always)]
