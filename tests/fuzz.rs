@@ -53,6 +53,11 @@ fn template() {
 }
 
 #[test]
+fn gguf() {
+    run(20_000, bodies::gguf);
+}
+
+#[test]
 fn header() {
     run(20_000, bodies::header);
 }

@@ -1,5 +1,8 @@
 //! Every fast operation equals its reference, on every instruction set of this machine.
 
+#[path = "support/blocks.rs"]
+mod blocks;
+
 use ferrotron::backend::cpu::{Cpu, simd::Isa};
 use ferrotron::backend::host::{Buffer, Routes};
 use ferrotron::backend::reference::Reference;
@@ -8,7 +11,7 @@ use ferrotron::model::config::{Attention, Mamba, Moe};
 use ferrotron::ops::cells::Cells;
 use ferrotron::ops::linear::Epilogue;
 use ferrotron::weights::quantize::quantize;
-use ferrotron::weights::{Kind, Linear};
+use ferrotron::weights::{Blocks, Kind, Linear};
 use proptest::prelude::*;
 
 const KINDS: [Kind; 5] = [Kind::F32, Kind::F16, Kind::BF16, Kind::Fp8, Kind::Nvfp4];
@@ -145,6 +148,34 @@ proptest! {
                     let one = Buffer { width: cols, data: x.row(t).into() };
                     cpu.linear(1, &held, &one, &mut alone, Epilogue::Store);
                     prop_assert_eq!(&alone.data[..], batch.row(t), "{:?} {}", kind, cpu.isa().name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn linear_in_blocks_equals_its_reference(
+        seed: u64, rows in 1usize..40, wide in 1usize..5, short in 0usize..8, tokens in 1usize..11,
+    ) {
+        for kind in Blocks::ALL {
+            // Rows of short blocks may end inside a span of 256.
+            let cols = (256 * wide - 32 * short).next_multiple_of(kind.weights());
+            let w = blocks::weight(seed, rows, cols, kind, 0.75);
+            let x = buffer(seed ^ 1, tokens, cols);
+            let mut expected = buffer(seed ^ 2, tokens, rows);
+            Reference::new(Precision::F32).linear(tokens, &w, &x, &mut expected, Epilogue::Add);
+            for mut cpu in cpus(2) {
+                let mut out = buffer(seed ^ 2, tokens, rows);
+                let held = cpu.linear_from(w.clone());
+                cpu.linear(tokens, &held, &x, &mut out, Epilogue::Add);
+                let what = format!("{kind:?} {}", cpu.isa().name());
+                close(&out.data, &expected.data, tolerance(cols, 2.0 * cols as f32), &what);
+                for t in 0..tokens {
+                    let mut alone = Buffer::new(1, rows);
+                    alone.data.copy_from_slice(buffer(seed ^ 2, tokens, rows).row(t));
+                    let one = Buffer { width: cols, data: x.row(t).into() };
+                    cpu.linear(1, &held, &one, &mut alone, Epilogue::Add);
+                    prop_assert_eq!(&alone.data[..], out.row(t), "{}: token {} alone", what, t);
                 }
             }
         }

@@ -2,10 +2,12 @@
 //! `tests/fuzz.rs` includes this file and runs them on seeded random bytes, so that `cargo test` needs no nightly
 //! compiler. Each states what must hold for every input, and panics if it does not.
 
+mod gguf;
 mod header;
 mod request;
 mod text;
 
+pub use gguf::gguf;
 pub use header::header;
 pub use request::request;
 pub use text::{detokenizer, reasoning, stop_strings, template, tools};

@@ -24,7 +24,7 @@ const HELP: &str = "\
 #[command(after_help = "Examples:\n  ferrotron chat\n  ferrotron chat --model tiny --think off \
     --temperature 0\n  echo 'What is 17 + 25?' | ferrotron chat")]
 pub struct Args {
-    /// Preset, folder or hub id
+    /// Preset, folder, .gguf file or hub id
     #[arg(long, short, default_value = "tiny")]
     model: String,
     #[command(flatten)]

@@ -11,7 +11,7 @@ use crate::model::load::{self, Inspection, Problems};
 use crate::model::manifest::{Comparison, Group, Manifest, Totals};
 use crate::model::presets::{self, Preset};
 use crate::model::quantization::Recipe;
-use crate::weights::{Checkpoint, Source};
+use crate::weights::Checkpoint;
 
 /// Lines listed of any kind of finding before the rest is only counted.
 const LISTED: usize = 8;
@@ -20,9 +20,10 @@ const LISTED: usize = 8;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   ferrotron check ./my-checkpoint        a folder with config.json and *.safetensors
+  ferrotron check nano-Q4_K_M.gguf       a GGUF file: its metadata stands for the other files
   ferrotron check super-nvfp4            files in the hub's cache if they are there, else sizes from configuration")]
 pub struct Args {
-    /// A known name, a hub id (org/name) or a folder
+    /// A known name, a hub id (org/name), a folder or a .gguf file
     #[arg(value_name = "NAME|DIR")]
     model: String,
 }
@@ -30,7 +31,7 @@ pub struct Args {
 /// Prints what was found. Errors if a tensor is missing or wrong.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match presets::resolve(&args.model, &hub_cache()) {
-        Ok(location) => check_files(location.source(), location.preset()),
+        Ok(location) => check_files(&location.open()?, location.preset()),
         Err(presets::Error::NotDownloaded { .. }) if presets::find(&args.model).is_some() => {
             let preset = presets::find(&args.model).context("it was just found")?;
             check_preset(preset)
@@ -65,14 +66,13 @@ fn check_preset(preset: &Preset) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check_files(source: Source, preset: Option<&Preset>) -> anyhow::Result<()> {
-    let place = source.place();
-    let checkpoint = Checkpoint::open(source)?;
+fn check_files(checkpoint: &Checkpoint, preset: Option<&Preset>) -> anyhow::Result<()> {
+    let place = checkpoint.source().place();
     let text = checkpoint.file("config.json")?.with_context(|| format!("{place}: no config.json"))?;
     let config = ModelConfig::from_json(&text).with_context(|| format!("{place}/config.json"))?;
     let recipe = Recipe::of_checkpoint(&text, checkpoint.file("hf_quant_config.json")?.as_deref())
         .with_context(|| format!("{place}: quantization config"))?;
-    let inspection = load::inspect(&config, &checkpoint, &recipe)?;
+    let inspection = load::inspect(&config, checkpoint, &recipe)?;
     println!("{place}: {} file(s)\n", checkpoint.shards().count());
     print_groups(&inspection.groups);
     print_findings(&inspection);
@@ -84,7 +84,7 @@ fn check_files(source: Source, preset: Option<&Preset>) -> anyhow::Result<()> {
     if let Some(preset) = preset {
         let (config, recipe) = (preset.config()?, preset.recipe()?);
         let manifest = Manifest::with_naming(&config, &recipe, inspection.naming.clone());
-        print_comparison(preset.name, &manifest.compare(&checkpoint));
+        print_comparison(preset.name, &manifest.compare(checkpoint));
     }
     if !inspection.problems.is_empty() {
         bail!("{}", Problems(&inspection.problems));

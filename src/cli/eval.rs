@@ -20,7 +20,7 @@ pub const HELDOUT: &str = include_str!("../../models/tiny/heldout.jsonl");
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  ferrotron eval\n  ferrotron eval --model tiny-nvfp4 --show-wrong")]
 pub struct Args {
-    /// Preset, folder or hub id
+    /// Preset, folder, .gguf file or hub id
     #[arg(long, short, default_value = "tiny")]
     model: String,
     /// JSON lines: {"family", "request": {"messages", "tools", "chat_template_kwargs"}, "expect"}

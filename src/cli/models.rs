@@ -44,7 +44,8 @@ pub fn run(_: Args) -> anyhow::Result<()> {
     }
     println!("{out}");
     println!(
-        "\nAny folder with config.json and *.safetensors, and any hub id (org/name) of the family, works as well."
+        "\nAny folder with config.json and *.safetensors, any .gguf file and any hub id (org/name) of the family works as \
+         well."
     );
     Ok(())
 }

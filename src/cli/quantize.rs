@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::pull::hub_cache;
@@ -69,7 +70,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.random {
         return write_random(&args);
     }
-    let source = presets::resolve(&args.source, &hub_cache())?.source();
+    let Some(source) = presets::resolve(&args.source, &hub_cache())?.source() else {
+        bail!(
+            "{} is GGUF: expected a checkpoint in safetensors, from which weights are quantised once",
+            args.source
+        );
+    };
     let plan = Plan::new(source, (args.shard_gb * 1e9) as u64)?;
     let bar = ProgressBar::new(plan.bytes()).with_style(style()?);
     let outcomes = plan.run(&args.out, args.force, &|done| bar.inc(done));

@@ -14,7 +14,7 @@ use crate::engine::LoadProgress;
 use crate::model::config::{GenerationConfig, ModelConfig};
 use crate::model::fields::Fields;
 use crate::model::manifest::Manifest;
-use crate::model::presets::Preset;
+use crate::model::presets::{OpenError, Preset};
 use crate::model::quantization::Recipe;
 use crate::model::random::random;
 use crate::model::{Limits, Model, Network, load, presets};
@@ -150,7 +150,7 @@ pub struct Resident {
 }
 
 impl Resident {
-    /// Finds and opens `model`: a preset, a folder or a hub id in the local cache.
+    /// Finds and opens `model`: a preset, a folder, a GGUF file or a hub id in the local cache.
     pub fn open(model: &str) -> anyhow::Result<Self> {
         Self::open_as(model, &Load::default())
     }
@@ -159,9 +159,9 @@ impl Resident {
     pub fn open_as(model: &str, load: &Load) -> anyhow::Result<Self> {
         match (load.load_format, load.quantization) {
             (LoadFormat::Auto, None) => {
-                let source = presets::resolve(model, &hub_cache())?.source();
-                let checkpoint = Checkpoint::open(source).map_err(|error| match error {
-                    WeightsError::NoWeights { place } => anyhow::anyhow!(
+                let location = presets::resolve(model, &hub_cache())?;
+                let checkpoint = location.open().map_err(|error| match error {
+                    OpenError::Weights(WeightsError::NoWeights { place }) => anyhow::anyhow!(
                         "{place} has no weights; commands with --load-format can make random ones: `dummy`"
                     ),
                     error => error.into(),
@@ -364,7 +364,10 @@ impl<B: Backend<Routes = Routes>> Watched for Model<Profile<B>> {
 /// there is of them.
 pub fn configured(model: &str) -> anyhow::Result<(Source, Option<&'static Preset>)> {
     match (presets::resolve(model, &hub_cache()), presets::find(model)) {
-        (Ok(location), _) => Ok((location.source(), None)),
+        (Ok(location), _) => match location.source() {
+            Some(source) => Ok((source, None)),
+            None => bail!("{model} is GGUF: expected a folder with a config.json to make random weights for"),
+        },
         (Err(presets::Error::NotDownloaded { .. }), Some(preset)) => {
             Ok((Source::embedded(preset.name, preset.files), Some(preset)))
         }

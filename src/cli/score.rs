@@ -17,7 +17,7 @@ const CHUNK: usize = 256;
 #[command(after_help = "Example:\n  echo '{\"ids\": [10, 42, 11], \"gen\": 4}' > in.json\n  \
     ferrotron score --model tiny --input in.json --backend reference --dtype f32")]
 pub struct Args {
-    /// Preset, folder or hub id
+    /// Preset, folder, .gguf file or hub id
     #[arg(long, short, default_value = "tiny")]
     model: String,
     /// JSON file: {"ids": [token ids], "gen": how many ids to continue greedily}

@@ -41,6 +41,8 @@ pub(super) struct SequenceDrafter {
     wanted: usize,
     /// The last step read a piece of its prompt, which the draft head should read as well.
     read_prompt: bool,
+    /// The head would draft for it if this step were not to go without.
+    spared: bool,
     /// Tokens drawn in the last step, and what became of its drafts.
     drawn: usize,
     verdict: Option<Verdict>,
@@ -55,6 +57,7 @@ impl SequenceDrafter {
             proposed: None,
             wanted: 0,
             read_prompt: false,
+            spared: false,
             drawn: 0,
             verdict: None,
         }
@@ -174,8 +177,10 @@ impl Speculator {
         self.stepped.clear();
         self.stepped.extend(scheduler.stepped().map(|stepped| stepped.id));
         for id in &self.stepped {
-            let steered = running.get_mut(id).filter(|sequence| sequence.is_steered());
-            if let Some((sequence, drafts)) = steered.zip(scheduler.drafts_mut(*id)) {
+            let Some(sequence) = running.get_mut(id).filter(|sequence| sequence.is_steered()) else {
+                continue;
+            };
+            if let Some(drafts) = scheduler.drafts_mut(*id) {
                 sequence.prepare(drafts);
             }
         }
@@ -192,6 +197,7 @@ impl Speculator {
             let Some(sequence) = running.get_mut(&stepped.id) else { continue };
             let own = &mut sequence.drafter;
             own.wanted = 0;
+            own.spared = false;
             own.read_prompt = !stepped.decodes || stepped.entries > 1 + self.depth_max;
             if !stepped.decodes {
                 continue;
@@ -230,10 +236,9 @@ impl Speculator {
                 if matched > 0 {
                     acceptance.survival(drafter, depth, &mut self.chances);
                 }
+                let copied: f64 = self.chances[begun..].iter().sum();
                 // What costs no pass is taken when it is as good.
-                if self.chances[begun..].iter().sum::<f64>() > 0.0
-                    && self.chances[begun..].iter().sum::<f64>() >= head
-                {
+                if copied > 0.0 && copied >= head {
                     self.chances.drain(candidate.first..begun);
                     self.copied.extend_from_slice(&self.copy);
                     candidate.entries = 0;
@@ -263,6 +268,8 @@ impl Speculator {
                 *choice = Choice { drafts: choice.drafts + more, probe: false };
             }
             if choice.drafts == 0 {
+                let head = matches!(asked.drafter, Drafter::Mtp { .. });
+                sequence.drafter.spared = self.chooser.is_plain() && head;
                 continue;
             }
             sequence.drafter.proposed = Some((asked.drafter, choice.probe));
@@ -296,7 +303,7 @@ impl Speculator {
         let wanted = |id| match running.get(&id).map(|sequence| &sequence.drafter) {
             Some(own) if !own.speculation.mtp || own.speculation.depth_max == 0 => Wanted::Nothing,
             Some(own) if own.wanted > 0 => Wanted::Drafts(own.wanted),
-            Some(own) if own.read_prompt && reads_prompts => Wanted::Drafts(0),
+            Some(own) if own.read_prompt && reads_prompts || own.spared => Wanted::Drafts(0),
             _ => Wanted::Nothing,
         };
         let began = Instant::now();

@@ -18,6 +18,7 @@ mod tests;
 pub use error::ConfigError;
 pub use generation::GenerationConfig;
 pub(in crate::model) use parse::language_model;
+pub use read::LAYER_LIMIT;
 
 /// A Nemotron-H network. Layer kinds carry their own sizes, because Puzzle checkpoints vary them by layer.
 #[derive(Debug, Clone, PartialEq)]

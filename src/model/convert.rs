@@ -329,7 +329,7 @@ fn write_linear(writer: &mut Writer, module: &str, linear: &Linear) -> Result<()
             writer.write(&format!("{module}.weight_scale"), scales)?;
             writer.write(&format!("{module}.weight_scale_2"), &global_scale.to_le_bytes())
         }
-        Format::F32 | Format::F16 | Format::BF16 => Ok(()),
+        Format::F32 | Format::F16 | Format::BF16 | Format::Blocks { .. } => Ok(()),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::weights::{Checkpoint, Dtype, Error, Kind, Linear, Stored};
 
 /// Everything a linear weight may bring along, after its module's name. What a format does not read (activation
 /// scales, when weights are read as weight-only) is still known.
-const LINEAR_SUFFIXES: [&str; 8] = [
+const LINEAR_SUFFIXES: [&str; 9] = [
     "weight",
     "weight_scale",
     "weight_scale_2",
@@ -33,6 +33,7 @@ const LINEAR_SUFFIXES: [&str; 8] = [
     "input_scale",
     "input_global_scale",
     "output_scale",
+    "scale",
 ];
 
 /// Problems and leftovers that a message lists before it only counts.
@@ -105,7 +106,9 @@ pub fn inspect(
         let expected = manifest::linear_scheme(recipe, &module).kind;
         // A recipe's BF16 only means that a module is not quantised.
         let plain = |k| matches!(k, Kind::BF16 | Kind::F16 | Kind::F32);
-        if expected != kind && !(plain(expected) && plain(kind)) {
+        // No recipe speaks of GGUF's blocks.
+        let known = !matches!(kind, Kind::Blocks(_));
+        if known && expected != kind && !(plain(expected) && plain(kind)) {
             found.disagreements.push((module, expected, kind));
         }
     }
@@ -223,14 +226,17 @@ impl Resolver<'_> {
 
     /// Counts a stored tensor, and that it is known.
     fn count(&mut self, name: String, format: Option<Kind>, parameters: usize) {
-        if let Stored::Tensor(dtype, _) = self.checkpoint.stored(&name) {
-            let label = format.map_or_else(|| dtype_name(dtype), Kind::name);
-            let totals = self.groups.entry((Part::of(&name), label)).or_default();
-            totals.tensors += 1;
-            totals.bytes += self.checkpoint.bytes_of(&name);
-            totals.parameters += parameters as u64;
-            self.seen.insert(name);
-        }
+        let stored_as = match self.checkpoint.stored(&name) {
+            Stored::Tensor(dtype, _) => dtype_name(dtype),
+            Stored::Blocks(blocks, _) => blocks.name(),
+            Stored::Nothing => return,
+        };
+        let label = format.map_or(stored_as, Kind::name);
+        let totals = self.groups.entry((Part::of(&name), label)).or_default();
+        totals.tensors += 1;
+        totals.bytes += self.checkpoint.bytes_of(&name);
+        totals.parameters += parameters as u64;
+        self.seen.insert(name);
     }
 
     fn found(&mut self, module: &str, linear: &Linear) {
@@ -259,7 +265,11 @@ impl Tensors for Resolver<'_> {
     type Linear = Linear;
 
     fn linear(&mut self, module: &str, rows: usize, cols: usize) -> Linear {
-        match self.checkpoint.linear(module, rows, cols) {
+        let linear = match self.progress {
+            Some(_) => self.checkpoint.linear(module, rows, cols),
+            None => self.checkpoint.linear_as_stored(module, rows, cols),
+        };
+        match linear {
             Ok(linear) => {
                 self.found(module, &linear);
                 linear
@@ -341,6 +351,9 @@ impl Tensors for Resolver<'_> {
             Ok(experts) => {
                 let kind = experts.first().map_or(Kind::BF16, Linear::kind);
                 self.count(stacked.clone(), Some(kind), count * rows * cols);
+                for suffix in ["scale", "input_scale"] {
+                    self.count(format!("{stacked}.{suffix}"), Some(kind), 0);
+                }
                 self.modules.push((format!("{mixer}.experts.0.{projection}"), kind));
                 experts.iter().for_each(|expert| self.touch(&expert.data));
                 experts

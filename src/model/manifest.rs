@@ -109,7 +109,7 @@ impl<'a> Manifest<'a> {
             let stored = checkpoint.stored(&entry.name);
             let fits = match &stored {
                 Stored::Tensor(dtype, shape) => *dtype == entry.dtype && same_shape(shape, &entry.shape),
-                Stored::Nothing => false,
+                Stored::Nothing | Stored::Blocks(..) => false,
             };
             known.insert(entry.name.clone());
             if !fits {
@@ -244,6 +244,8 @@ pub fn stored_tensors(scheme: Scheme, rows: usize, cols: usize) -> Vec<(&'static
             ("weight_scale", Dtype::F8_E4M3, vec![rows, cols / 16]),
             ("weight_scale_2", Dtype::F32, vec![]),
         ],
+        // GGUF's own: a manifest is of safetensors files.
+        Kind::Blocks(_) => Vec::new(),
     };
     if scheme.input_scale {
         tensors.push(("input_scale", Dtype::F32, vec![]));

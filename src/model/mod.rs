@@ -5,6 +5,7 @@ pub mod convert;
 pub mod embedded;
 pub mod fields;
 mod forward;
+pub mod gguf;
 mod json;
 pub mod load;
 pub mod manifest;

@@ -6,8 +6,9 @@ use serde::Deserialize;
 
 use super::config::{ConfigError, ModelConfig};
 use super::embedded::{BLUEPRINTS, EMBEDDED};
+use super::gguf;
 use super::quantization::Recipe;
-use crate::weights::{Source, StaticFiles};
+use crate::weights::{self, Checkpoint, Source, StaticFiles};
 
 /// A published checkpoint: `models/<name>/` as data.
 pub struct Preset {
@@ -115,35 +116,57 @@ pub enum Location {
     Folder { path: PathBuf, preset: Option<&'static Preset> },
     /// Part of the binary: one of [`EMBEDDED`] or of [`BLUEPRINTS`].
     Embedded { name: &'static str, files: StaticFiles },
+    /// A GGUF file, or a folder whose only weights are one.
+    Gguf { path: PathBuf },
 }
 
 impl Location {
-    /// The files there.
-    pub fn source(&self) -> Source {
+    /// The checkpoint there: headers are read, weights are not.
+    pub fn open(&self) -> Result<Checkpoint, OpenError> {
         match self {
-            Location::Folder { path, .. } => Source::folder(path),
-            Location::Embedded { name, files } => Source::embedded(name, files),
+            Location::Gguf { path } => Ok(gguf::open(path)?),
+            Location::Folder { path, .. } => Ok(Checkpoint::open(Source::folder(path))?),
+            Location::Embedded { name, files } => Ok(Checkpoint::open(Source::embedded(name, files))?),
+        }
+    }
+
+    /// The files of a checkpoint in safetensors; `None` where it is GGUF.
+    pub fn source(&self) -> Option<Source> {
+        match self {
+            Location::Folder { path, .. } => Some(Source::folder(path)),
+            Location::Embedded { name, files } => Some(Source::embedded(name, files)),
+            Location::Gguf { .. } => None,
         }
     }
 
     pub fn preset(&self) -> Option<&'static Preset> {
         match self {
             Location::Folder { preset, .. } => *preset,
-            Location::Embedded { .. } => None,
+            Location::Embedded { .. } | Location::Gguf { .. } => None,
         }
     }
+}
+
+/// A location whose files are no checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    #[error(transparent)]
+    Gguf(#[from] gguf::Error),
 }
 
 /// A name that leads nowhere.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "unknown model {name:?}: expected one of {known}, a folder with config.json, or a hub id such as org/name",
+        "unknown model {name:?}: expected one of {known}, a folder with config.json, a .gguf file, or a hub id such as \
+         org/name",
         known = known_names()
     )]
     Unknown { name: String },
 
-    #[error("{path}: no config.json; expected a checkpoint folder", path = path.display())]
+    #[error("{path}: no config.json; expected a checkpoint folder, or one with a .gguf file", path = path.display())]
     NoConfig { path: PathBuf },
 
     #[error(
@@ -162,7 +185,7 @@ fn known_names() -> String {
     embedded.chain(PRESETS.iter().map(|p| p.name)).collect::<Vec<_>>().join(", ")
 }
 
-/// Finds `name`: an embedded model, a preset or a hub id in the hub's cache, or a folder.
+/// Finds `name`: an embedded model, a preset or a hub id in the hub's cache, a folder, or a GGUF file.
 ///
 /// `hub_cache` is the folder with `models--org--name` inside. A known name wins over a folder of the same name;
 /// write `./tiny` for the folder.
@@ -173,6 +196,9 @@ pub fn resolve(name: &str, hub_cache: &Path) -> Result<Location, Error> {
     }
     let preset = find(name);
     let folder = Path::new(name);
+    if preset.is_none() && (holds_gguf(folder) || folder.extension().is_some_and(|e| e == "gguf")) {
+        return Ok(Location::Gguf { path: folder.into() });
+    }
     if preset.is_none() && folder.is_dir() {
         return match folder.join("config.json").is_file() {
             true => Ok(Location::Folder { path: folder.into(), preset: None }),
@@ -188,6 +214,13 @@ pub fn resolve(name: &str, hub_cache: &Path) -> Result<Location, Error> {
         Some(path) => Ok(Location::Folder { path, preset }),
         None => Err(Error::NotDownloaded { name: name.into(), hub, cache: hub_cache.into() }),
     }
+}
+
+/// Whether a folder's only weights are GGUF: repositories of such files often have a `config.json` as well.
+fn holds_gguf(folder: &Path) -> bool {
+    let names = Source::folder(folder).names().unwrap_or_default();
+    let any = |end: &str| names.iter().any(|n| n.ends_with(end));
+    any(".gguf") && !any(".safetensors") && !any(".safetensors.index.json")
 }
 
 /// Whether this is `org/name` as the hub spells it.
@@ -262,7 +295,7 @@ mod tests {
         for name in ["super-nvfp4", "super", "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4"] {
             let location = resolve(name, cache.path()).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(location.preset().map(|p| p.name), Some("super-nvfp4"), "{name}");
-            assert!(location.source().place().ends_with("abc"));
+            assert!(location.source().is_some_and(|source| source.place().ends_with("abc")));
         }
     }
 
@@ -279,7 +312,12 @@ mod tests {
         let name = folder.path().to_str().unwrap();
         assert!(failure(name, folder.path()).contains("no config.json"));
         std::fs::write(folder.path().join("config.json"), "{}").unwrap();
-        assert_eq!(resolve(name, folder.path()).unwrap().source().place(), name);
+        let place = || resolve(name, folder.path()).unwrap().source().map(|source| source.place());
+        assert_eq!(place().as_deref(), Some(name));
+        std::fs::write(folder.path().join("model.gguf"), "").unwrap();
+        assert_eq!(place(), None, "now it is a folder with a GGUF file");
+        std::fs::write(folder.path().join("model.safetensors"), "").unwrap();
+        assert_eq!(place().as_deref(), Some(name), "safetensors come first");
     }
 
     #[test]

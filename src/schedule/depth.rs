@@ -21,6 +21,15 @@ const GAIN_TO_BEGIN: f64 = 1.05;
 /// … and go on while they promise so much more: estimates waver, and each change costs a graph and a pass.
 const GAIN_TO_STAY: f64 = 1.02;
 
+/// Each pass deeper must promise so much more, and each draft more of every sequence so much: what was learnt of deep
+/// sets is old, and where the curve is flat fewer are as good.
+const GAIN_BY_PASS: f64 = 1.02;
+const GAIN_BY_DRAFT: f64 = 0.01;
+
+/// While drafts go on, one step in so many has none, to learn what none cost: a machine that was slow when that was
+/// last measured would keep useless drafts alive.
+const PLAIN_EVERY: u32 = 48;
+
 /// A pass whose time is not known is never worth it. Finite, for differences are taken of it.
 const UNKNOWN_US: f64 = 1e18;
 
@@ -61,6 +70,10 @@ pub struct Choice {
 pub struct Chooser {
     /// Drafts were chosen in the last step.
     drafting: bool,
+    /// Steps with drafts since one without.
+    since_plain: u32,
+    /// Drafts pay, and this step has none to learn what that costs.
+    plain: bool,
     /// When to try more drafts than the measured costs allow: costs can only be learnt by paying.
     probe: Probe,
     /// All drafts, likeliest first.
@@ -100,6 +113,8 @@ impl Chooser {
         let drafts_max = candidates_max * depth_max;
         Self {
             drafting: false,
+            since_plain: 0,
+            plain: false,
             probe: Probe::default(),
             drafts: Vec::with_capacity(drafts_max),
             step_us: Vec::with_capacity(drafts_max + 1),
@@ -123,6 +138,7 @@ impl Chooser {
     ) {
         choices.clear();
         choices.resize(candidates.len(), Choice::default());
+        self.plain = false;
         if candidates.iter().all(|candidate| candidate.count == 0) || room == 0 {
             return;
         }
@@ -136,6 +152,13 @@ impl Chooser {
         if self.drafting {
             if !drafted {
                 self.probe.relax();
+                self.since_plain = 0;
+            }
+            self.since_plain += 1;
+            if self.since_plain > PLAIN_EVERY {
+                self.since_plain = 0;
+                self.plain = true;
+                return;
             }
             self.probe.pass(1);
             if self.probe.is_due() {
@@ -151,6 +174,11 @@ impl Chooser {
             known,
             choices,
         );
+    }
+
+    /// Whether the last choice was none although drafts pay: drafters should not forget meanwhile.
+    pub fn is_plain(&self) -> bool {
+        self.plain
     }
 
     /// Gives out the drafts of a set, at most `room`.
@@ -201,7 +229,7 @@ impl Chooser {
         let mut best = Set { depth: 0, taken: 0, rate: 0.0 };
         for depth in 0..=deepest.unwrap_or(0) {
             let set = self.best_cut(sequences, room, depth);
-            if set.rate > best.rate {
+            if set.rate > best.rate * GAIN_BY_PASS.powi((depth - best.depth) as i32) {
                 best = set;
             }
         }
@@ -212,7 +240,7 @@ impl Chooser {
         self.deep.clear();
         self.deep.resize(depth as usize + 1, 0);
         let mut best = Set { depth, taken: 0, rate: self.rate(sequences, 0, 0.0, 0.0) };
-        let (mut count, mut gain, mut pass_us) = (0, 0.0, 0.0);
+        let (mut count, mut gain, mut pass_us, mut counted) = (0, 0.0, 0.0, 0);
         for (index, draft) in self.drafts.iter().enumerate() {
             if !draft.needs_at_most(depth) {
                 continue;
@@ -229,8 +257,10 @@ impl Chooser {
                 pass_us += self.pass_us[*in_pass] - self.pass_us[before];
             }
             let rate = self.rate(sequences, count, gain, pass_us);
-            if rate > best.rate {
+            let more = (count - counted) as f64 / sequences as f64;
+            if rate > best.rate * (1.0 + GAIN_BY_DRAFT * more) {
                 best = Set { depth, taken: index + 1, rate };
+                counted = count;
             }
         }
         best

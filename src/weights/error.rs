@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use safetensors::Dtype;
 
+use super::Blocks;
+
 /// Everything that opening and reading a checkpoint can fail with. Each names the thing, the expected and the got.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -49,6 +51,24 @@ pub enum Error {
     #[error("{file}: {got} bytes; expected {expected} from the header (truncated or incomplete download?)")]
     FileLength { file: String, expected: u64, got: u64 },
 
+    #[error("{file}: not a GGUF file: it begins with {got:?}; expected \"GGUF\"", got = String::from_utf8_lossy(got))]
+    NotGguf { file: String, got: Vec<u8> },
+
+    #[error("{file}: GGUF version {got}; expected 2 or 3 (a number like 50331648 means a big-endian file)")]
+    GgufVersion { file: String, got: u32 },
+
+    #[error("{file}: at byte {at}: {reason}")]
+    GgufHeader { file: String, at: u64, reason: String },
+
+    #[error(
+        "{file}: tensor {tensor} is stored as {got}; expected F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K, Q6_K, IQ4_NL, \
+         IQ4_XS or NVFP4: take the file in another quantisation, such as Q4_K_M"
+    )]
+    GgufType { file: String, tensor: String, got: String },
+
+    #[error("{file}: {key}: expected {expected}; got {got}")]
+    Metadata { file: String, key: String, expected: String, got: String },
+
     #[error("{tensor}: expected {expected}; got {got}")]
     Tensor { tensor: String, expected: String, got: Stored },
 
@@ -67,6 +87,7 @@ impl Error {
 pub enum Stored {
     Nothing,
     Tensor(Dtype, Vec<usize>),
+    Blocks(Blocks, Vec<usize>),
 }
 
 impl fmt::Display for Stored {
@@ -74,6 +95,7 @@ impl fmt::Display for Stored {
         match self {
             Stored::Nothing => f.write_str("no such tensor"),
             Stored::Tensor(dtype, shape) => write!(f, "{dtype:?} {shape:?}"),
+            Stored::Blocks(blocks, shape) => write!(f, "{} {shape:?}", blocks.name()),
         }
     }
 }

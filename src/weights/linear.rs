@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::codec;
+use super::{Blocks, codec};
 
 /// Elements of a row that share one block scale in NVFP4.
 pub const NVFP4_BLOCK: usize = 16;
@@ -33,6 +33,11 @@ pub enum Format {
         scales: Bytes,
         global_scale: f32,
     },
+    /// Blocks of GGUF, times one scale per tensor, which is 1 unless the file says otherwise.
+    Blocks {
+        blocks: Blocks,
+        scale: f32,
+    },
 }
 
 /// A [`Format`] without its scales: what a recipe can say of a weight that is not there.
@@ -43,6 +48,7 @@ pub enum Kind {
     BF16,
     Fp8,
     Nvfp4,
+    Blocks(Blocks),
 }
 
 impl Kind {
@@ -54,6 +60,7 @@ impl Kind {
             Kind::F16 | Kind::BF16 => 2 * elements,
             Kind::Fp8 => elements,
             Kind::Nvfp4 => elements / 2 + elements / NVFP4_BLOCK,
+            Kind::Blocks(blocks) => blocks.bytes_of(elements),
         }
     }
 
@@ -65,6 +72,7 @@ impl Kind {
             Kind::BF16 => "BF16",
             Kind::Fp8 => "FP8",
             Kind::Nvfp4 => "NVFP4",
+            Kind::Blocks(blocks) => blocks.name(),
         }
     }
 }
@@ -77,6 +85,7 @@ impl Format {
             Format::BF16 => Kind::BF16,
             Format::Fp8 { .. } => Kind::Fp8,
             Format::Nvfp4 { .. } => Kind::Nvfp4,
+            Format::Blocks { blocks, .. } => Kind::Blocks(*blocks),
         }
     }
 }
@@ -90,6 +99,7 @@ impl Linear {
             Kind::BF16 => Format::BF16,
             Kind::Fp8 => Format::Fp8 { scale: 1.0 },
             Kind::Nvfp4 => Format::Nvfp4 { scales: Bytes::new(), global_scale: 1.0 },
+            Kind::Blocks(blocks) => Format::Blocks { blocks, scale: 1.0 },
         };
         Linear { rows, cols, format, data: Bytes::new() }
     }
@@ -109,7 +119,7 @@ impl Linear {
     }
 
     /// One row as the format defines it, into `out` [cols]. Every product is exact in `f32` except the last
-    /// one, with the scale of the whole tensor, which rounds once.
+    /// one, with the scale of the whole tensor, which rounds once; GGUF's blocks round as [`Blocks`] says.
     ///
     /// Panics if `row` or `out` do not fit the shape or the weight is only described: a caller's mistake.
     pub fn row_f32(&self, row: usize, out: &mut [f32]) {
@@ -141,7 +151,35 @@ impl Linear {
                     }
                 }
             }
+            Format::Blocks { blocks, scale } => {
+                blocks.decode(self.block_row(*blocks, row), out);
+                out.iter_mut().for_each(|w| *w *= scale);
+            }
         }
+    }
+
+    /// The bytes of a row in blocks, whose length divides the width.
+    fn block_row(&self, blocks: Blocks, row: usize) -> &[u8] {
+        let bytes = blocks.bytes_of(self.cols);
+        &self.data[row * bytes..][..bytes]
+    }
+
+    /// The same weight with rows in another order: row i of the result is row `from(i)` of this one.
+    /// The rows are copied. Panics where `from` names a row that is not there.
+    pub fn reordered(&self, from: impl Fn(usize) -> usize) -> Linear {
+        let reorder = |data: &Bytes| {
+            let each = data.len() / self.rows.max(1);
+            let mut out = Vec::with_capacity(data.len());
+            (0..self.rows).for_each(|row| out.extend_from_slice(&data[from(row) * each..][..each]));
+            Bytes::from(out)
+        };
+        let format = match &self.format {
+            Format::Nvfp4 { scales, global_scale } => {
+                Format::Nvfp4 { scales: reorder(scales), global_scale: *global_scale }
+            }
+            other => other.clone(),
+        };
+        Linear { format, data: reorder(&self.data), ..*self }
     }
 
     fn row_16(&self, row: usize, out: &mut [f32], decode: impl Fn(u16) -> f32) {

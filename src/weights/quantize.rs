@@ -11,7 +11,8 @@ use super::{Format, Kind, Linear};
 
 /// Encodes `values` [rows, cols], which must be finite, as `kind`.
 ///
-/// Panics if the length is not rows * cols, or cols is not a multiple of 16 for NVFP4: the caller checks shapes.
+/// Panics if the length is not rows * cols, or cols is not a multiple of 16 for NVFP4, or for GGUF's blocks, which are
+/// only read here: the caller checks shapes and kind.
 pub fn quantize(values: &[f32], rows: usize, cols: usize, kind: Kind) -> Linear {
     assert_eq!(values.len(), rows * cols, "values of a [{rows}, {cols}] weight");
     match kind {
@@ -27,6 +28,7 @@ pub fn quantize(values: &[f32], rows: usize, cols: usize, kind: Kind) -> Linear 
             plain(values, rows, cols, Format::Fp8 { scale }, |v, out| out.push(codec::f32_to_e4m3(v / scale)))
         }
         Kind::Nvfp4 => nvfp4(values, rows, cols),
+        Kind::Blocks(blocks) => panic!("{} is read, never written", blocks.name()),
     }
 }
 

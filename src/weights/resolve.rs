@@ -4,15 +4,25 @@ use bytes::Bytes;
 use safetensors::Dtype;
 
 use super::linear::NVFP4_BLOCK;
-use super::{Checkpoint, Error, Format, Linear, Stored, codec};
+use super::{Blocks, Checkpoint, Error, Format, Linear, RowOrder, Stored, codec};
 
 impl Checkpoint {
     /// The linear weight `name` (without `.weight`), `[rows, cols]`, in whatever format it is stored.
     ///
     /// BF16, F16, F32: `name.weight`. FP8: `.weight` F8_E4M3 and `.weight_scale`. NVFP4: `.weight` U8,
     /// `.weight_scale` and `.weight_scale_2` (ModelOpt), or `.weight_packed`, `.weight_scale` and the reciprocal
-    /// `.weight_global_scale` (compressed-tensors). Scalars may have rank 0 or shape `[1]`.
+    /// `.weight_global_scale` (compressed-tensors). Blocks: `name.weight` and perhaps `.scale`. Scalars may have rank 0 or
+    /// shape `[1]`. Rows that are stored in another order are copied into theirs.
     pub fn linear(&self, name: &str, rows: usize, cols: usize) -> Result<Linear, Error> {
+        let linear = self.linear_as_stored(name, rows, cols)?;
+        match self.row_order(&format!("{name}.weight")) {
+            RowOrder::AsIs => Ok(linear),
+            order => Ok(linear.reordered(|row| order.stored_at(row))),
+        }
+    }
+
+    /// As [`Checkpoint::linear`] with rows in the order they are stored in, so that no data is touched.
+    pub fn linear_as_stored(&self, name: &str, rows: usize, cols: usize) -> Result<Linear, Error> {
         let packed = format!("{name}.weight_packed");
         if self.contains(&packed) {
             let reciprocal = self.scale(&format!("{name}.weight_global_scale"))?;
@@ -29,6 +39,11 @@ impl Checkpoint {
                 let scale = self.scale(&format!("{name}.weight_scale"))?;
                 Ok(Linear { rows, cols, format: Format::Fp8 { scale }, data })
             }
+            Stored::Blocks(..) => {
+                let (blocks, data) = self.blocks(&weight, &[rows, cols])?;
+                let scale = self.block_scales(&format!("{name}.scale"), 1)?[0];
+                Ok(Linear { rows, cols, format: Format::Blocks { blocks, scale }, data })
+            }
             _ => {
                 let (dtype, data) = self.float(&weight, &[&[rows, cols]])?;
                 Ok(Linear { rows, cols, format: format_of(dtype), data })
@@ -36,17 +51,41 @@ impl Checkpoint {
         }
     }
 
-    /// `count` weights stored as one tensor `name` `[count, rows, cols]` of BF16, F16 or F32.
+    /// `count` weights stored as one tensor `name` `[count, rows, cols]` of BF16, F16, F32 or blocks, which `name.scale`
+    /// may have a factor for: one, or one for each weight.
     pub fn stacked(&self, name: &str, count: usize, rows: usize, cols: usize) -> Result<Vec<Linear>, Error> {
-        let (dtype, data) = self.float(name, &[&[count, rows, cols]])?;
-        let each = data.len() / count.max(1);
-        let one = |i: usize| Linear {
-            rows,
-            cols,
-            format: format_of(dtype),
-            data: data.slice(i * each..(i + 1) * each),
+        let shape = [count, rows, cols];
+        let (data, formats) = match self.stored(name) {
+            Stored::Blocks(..) => {
+                let (blocks, data) = self.blocks(name, &shape)?;
+                let scales = self.block_scales(&format!("{name}.scale"), count)?;
+                (data, scales.into_iter().map(|scale| Format::Blocks { blocks, scale }).collect())
+            }
+            _ => {
+                let (dtype, data) = self.float(name, &[&shape])?;
+                (data, vec![format_of(dtype); count])
+            }
         };
-        Ok((0..count).map(one).collect())
+        let each = data.len() / count.max(1);
+        let one = |(i, format)| Linear { rows, cols, format, data: data.slice(i * each..(i + 1) * each) };
+        Ok(formats.into_iter().enumerate().map(one).collect())
+    }
+
+    fn blocks(&self, name: &str, shape: &[usize]) -> Result<(Blocks, Bytes), Error> {
+        self.in_blocks(name, shape).ok_or_else(|| self.unexpected(name, format!("blocks {shape:?}")))
+    }
+
+    /// Factors of `count` weights in blocks: 1 where the file has none.
+    fn block_scales(&self, name: &str, count: usize) -> Result<Vec<f32>, Error> {
+        if !self.contains(name) {
+            return Ok(vec![1.0; count]);
+        }
+        let mut scales = self.values(name, &[&[], &[1], &[count]])?;
+        if let Some(&got) = scales.iter().find(|s| !s.is_finite()) {
+            return Err(Error::Value { tensor: name.into(), expected: "a finite scale", got });
+        }
+        scales.resize(count, scales[0]);
+        Ok(scales)
     }
 
     /// A small tensor as `f32`, from BF16, F16 or F32; its shape must be one of `shapes`.

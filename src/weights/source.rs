@@ -11,11 +11,19 @@ use super::Error;
 /// Files by name that are part of the binary.
 pub type StaticFiles = &'static [(&'static str, &'static [u8])];
 
-/// A set of files by name. Both kinds give their bytes without copying them.
+/// A set of files by name. All kinds give their bytes without copying them.
 #[derive(Debug, Clone)]
 pub enum Source {
     Folder(PathBuf),
-    Embedded { name: &'static str, files: StaticFiles },
+    Embedded {
+        name: &'static str,
+        files: StaticFiles,
+    },
+    /// Files that were made from one of another kind, `place`.
+    Made {
+        place: String,
+        files: Vec<(&'static str, Bytes)>,
+    },
 }
 
 impl Source {
@@ -32,6 +40,7 @@ impl Source {
         match self {
             Source::Folder(path) => path.display().to_string(),
             Source::Embedded { name, .. } => format!("embedded {name}"),
+            Source::Made { place, .. } => place.clone(),
         }
     }
 
@@ -41,6 +50,9 @@ impl Source {
             Source::Folder(folder) => map(&folder.join(name)),
             Source::Embedded { files, .. } => {
                 Ok(files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| Bytes::from_static(bytes)))
+            }
+            Source::Made { files, .. } => {
+                Ok(files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| bytes.clone()))
             }
         }
     }
@@ -63,6 +75,7 @@ impl Source {
                 names
             }
             Source::Embedded { files, .. } => files.iter().map(|(name, _)| name.to_string()).collect(),
+            Source::Made { files, .. } => files.iter().map(|(name, _)| name.to_string()).collect(),
         };
         names.sort();
         Ok(names)

@@ -61,7 +61,7 @@ pub struct PrefillArgs {
 
 #[derive(Debug, clap::Args)]
 struct Common {
-    /// Preset, folder or hub id
+    /// Preset, folder, .gguf file or hub id
     #[arg(long, short, default_value = "tiny")]
     model: String,
     #[command(flatten)]

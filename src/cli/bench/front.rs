@@ -34,10 +34,10 @@ const PAUSE: Duration = Duration::from_millis(1);
     ferrotron bench front --model nano-nvfp4 --behind super-nvfp4 --load 2"
 )]
 pub struct Args {
-    /// In front: preset, folder or hub id
+    /// In front: preset, folder, .gguf file or hub id
     #[arg(long, short, default_value = "tiny")]
     model: String,
-    /// Behind it: preset, folder or hub id
+    /// Behind it: preset, folder, .gguf file or hub id
     #[arg(long, default_value = "tiny")]
     behind: String,
     #[command(flatten)]

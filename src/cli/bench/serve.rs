@@ -132,7 +132,7 @@ pub struct Args {
 /// Which server is asked: one that runs, or one that is started for the bench.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServerArgs {
-    /// Preset, folder or hub id; with --base-url or --host the name to ask for [default: tiny; the server's first]
+    /// Preset, folder, .gguf file or hub id; with --base-url or --host the name to ask for [default: tiny; the server's first]
     #[arg(long, short)]
     pub model: Option<String>,
     /// The name to ask for, if it is not --model

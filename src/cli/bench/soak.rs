@@ -44,7 +44,7 @@ const FLAT_MB: f64 = 8.0;
     less than 8 MB."
 )]
 pub struct Args {
-    /// Preset, folder or hub id
+    /// Preset, folder, .gguf file or hub id
     #[arg(long, short, default_value = "tiny")]
     model: String,
     /// How long requests are sent

@@ -39,7 +39,7 @@ enum Method {
     --depth 2 --json"
 )]
 pub struct Args {
-    /// Preset, folder or hub id
+    /// Preset, folder, .gguf file or hub id
     #[arg(long, short, default_value = "tiny")]
     model: String,
     #[command(flatten)]

@@ -29,7 +29,7 @@ const DEPTH_MAX: u32 = ACCEPTED_POSITIONS as u32;
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Preset, folder or hub id [default: tiny]
+    /// Preset, folder, .gguf file or hub id [default: tiny]
     #[arg(value_name = "MODEL")]
     pub model: Option<String>,
     /// The same as MODEL; repeated, the first model stands in front and the others behind it. NAME=MODEL gives a name
@@ -241,7 +241,7 @@ impl Args {
 /// A model to serve.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Served {
-    /// Preset, folder or hub id.
+    /// Preset, folder, .gguf file or hub id.
     pub model: String,
     /// What requests may call it; the first is canonical. Never empty.
     pub names: Vec<String>,

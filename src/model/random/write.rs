@@ -116,6 +116,7 @@ impl Plan {
                 group(json!({"num_bits": 4, "type": "float", "group_size": NVFP4_BLOCK, "dynamic": false})),
             ),
             Kind::F32 | Kind::F16 | Kind::BF16 => return config,
+            Kind::Blocks(_) => unreachable!("random weights are never blocks of GGUF"),
         };
         let recipe = json!({
             "quant_method": "modelopt", "quant_algo": algorithm, "kv_cache_scheme": null, "config_groups": groups,
@@ -170,6 +171,7 @@ impl Scribe<'_> {
                 self.write(&format!("{module}.weight_scale_2"), &global_scale.to_le_bytes());
             }
             Format::F32 | Format::F16 | Format::BF16 => {}
+            Format::Blocks { .. } => unreachable!("random weights are never blocks of GGUF"),
         }
     }
 }

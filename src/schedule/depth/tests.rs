@@ -103,6 +103,28 @@ fn drafting_begins_later_than_it_ends() {
 }
 
 #[test]
+fn while_drafts_pay_a_step_now_and_then_has_none() {
+    let (speed, candidates, chances) = (speed(1000.0, 1.0, 20.0), candidates(3, 1), chances(0.95));
+    let (mut chooser, mut choices, mut plain) = (chooser(), Vec::new(), Vec::new());
+    for step in 0..100 {
+        chooser.choose(&candidates, &chances, 99, &speed, &mut choices);
+        assert_eq!(chooser.is_plain(), choices.iter().all(|choice| choice.drafts == 0));
+        if chooser.is_plain() {
+            plain.push(step);
+        }
+    }
+    assert_eq!(plain, [48, 97]);
+}
+
+#[test]
+fn where_deeper_is_hardly_better_it_is_not_chosen() {
+    // Each draft costs what it brings but for a hair: 1 % of a step's rate for the second pass.
+    let pays = |pass_us| chosen(&candidates(1, 1), &[0.5, 0.5, 0.0, 0.0], 99, &speed(100.0, 0.001, pass_us));
+    assert_eq!(pays(10.0), [2]);
+    assert_eq!(pays(35.0), [1]);
+}
+
+#[test]
 fn what_is_chosen_is_never_predicted_to_be_slower_than_nothing() {
     let mut chance = Chance(1);
     for _ in 0..2000 {

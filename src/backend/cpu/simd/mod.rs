@@ -8,6 +8,7 @@
 pub(super) mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
+mod blocks;
 mod portable;
 
 use super::packed::Packed;
@@ -290,8 +291,13 @@ pub fn rows(
     /// six instructions per 16 weights and 4 tokens, so a copy has to serve many.
     const DECODE_ONCE: usize = 32;
     let (width, scale) = (weight.cols, weight_scale(weight));
+    let Some(stored) = Rows::of(weight) else {
+        if let Some(rows) = blocks::BlockRows::of(weight) {
+            blocks::rows(isa, rows, scale, (from, to), tokens, scratch, sink);
+        }
+        return;
+    };
     if tokens.count < DECODE_ONCE || matches!(weight.format, Format::F32) {
-        let stored = Rows::of(weight);
         for r in (from..to).step_by(ROWS) {
             token_tiles(isa, &stored, scale, (r, r), ROWS.min(to - r), width, tokens, sink);
         }
@@ -301,7 +307,7 @@ pub fn rows(
         let count = SCRATCH_ROWS.min(to - r);
         let scratch = &mut scratch[..count * width];
         for (i, row) in scratch.chunks_exact_mut(width).enumerate() {
-            decode(isa, weight, r + i, row);
+            portable::decode(isa, stored, r + i, row);
         }
         let decoded = Rows::F32(bytes_of(scratch));
         token_tiles(isa, &decoded, scale, (0, r), count, width, tokens, sink);
@@ -363,6 +369,7 @@ fn weight_scale(weight: &Linear) -> f32 {
     match weight.format {
         Format::Fp8 { scale } => scale,
         Format::Nvfp4 { global_scale, .. } => global_scale,
+        Format::Blocks { scale, .. } => scale,
         _ => 1.0,
     }
 }
@@ -378,14 +385,16 @@ pub enum Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn of(weight: &'a Linear) -> Rows<'a> {
-        match &weight.format {
+    /// `None` for blocks of GGUF, whose rows [`blocks`] reads.
+    fn of(weight: &'a Linear) -> Option<Rows<'a>> {
+        Some(match &weight.format {
             Format::F32 => Rows::F32(&weight.data),
             Format::F16 => Rows::F16(&weight.data),
             Format::BF16 => Rows::Bf16(&weight.data),
             Format::Fp8 { .. } => Rows::Fp8(&weight.data),
             Format::Nvfp4 { scales, .. } => Rows::Nvfp4 { codes: &weight.data, scales },
-        }
+            Format::Blocks { .. } => return None,
+        })
     }
 }
 
@@ -419,11 +428,6 @@ pub fn narrow(isa: Isa, from: &[f32], to: &mut [u16]) {
     for (from, to) in from.iter().zip(to) {
         *to = half::bf16::from_f32(*from).to_bits();
     }
-}
-
-/// One row as f32, without the scale per tensor: the same numbers [`tile`] multiplies.
-fn decode(isa: Isa, weight: &Linear, row: usize, out: &mut [f32]) {
-    portable::decode(isa, Rows::of(weight), row, out);
 }
 
 /// Rows that several threads write at once, each its own columns.

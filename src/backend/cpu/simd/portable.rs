@@ -172,7 +172,7 @@ versions! {
 }
 
 versions! {
-    /// See [`super::decode`].
+    /// One row as f32, without the scale per tensor: the same numbers [`tile`] multiplies.
     pub fn decode = decode_body(rows: Rows<'_>, row: usize, out: &mut [f32])
 }
 
