@@ -186,15 +186,20 @@ impl Suite {
             let all = |experts: &[Linear]| experts.iter().map(copy).collect::<Vec<_>>();
             let held: Vec<_> =
                 (0..copies(one)).map(|_| self.cpu.experts_from(all(&fields.up), all(&fields.down))).collect();
-            let mut routes = self.cpu.routes(tokens, shape.experts_per_token);
-            routes.weights.fill(1.0 / shape.experts_per_token as f32);
-            let distinct = choose(shape, &mut routes.ids);
+            let mut distinct = 0;
+            let routes = [0, 1, 2, 3].map(|round| {
+                let mut routes = self.cpu.routes(tokens, shape.experts_per_token);
+                routes.weights.fill(1.0 / shape.experts_per_token as f32);
+                distinct = choose(shape, round * shape.experts_per_token, &mut routes.ids);
+                routes
+            });
             let (mut v, mut out) = (self.cpu.buffer(tokens, up.cols), self.cpu.buffer(tokens, down.rows));
             fill(&mut v.data);
             let cost = ops::experts::cost(shape, up, down, tokens, distinct);
             self.measure(("experts", text.clone(), format, tokens), cost, |cpu, run| {
                 let experts = &held[run % held.len()];
-                cpu.experts(tokens, shape, &v, &routes, experts, &mut out, Epilogue::Store);
+                let routes = &routes[run / held.len() % routes.len()];
+                cpu.experts(tokens, shape, &v, routes, experts, &mut out, Epilogue::Store);
             });
         }
         self.route(shape, fields);
@@ -249,7 +254,15 @@ impl Suite {
             fill(&mut projected.data);
             fill(&mut xbc.data);
             let step = |run: usize| several(sequences, tokens, (run * sequences) % (slots - sequences));
-            let label = |text: &str| format!("{text}, {sequences} sequences");
+            if (sequences, tokens) == (1, self.args.tokens[0]) {
+                // Places that nobody wrote have no memory of their own yet.
+                for slot in 0..slots {
+                    let heads = Heads { a_log: &a_log, d: &d, dt_bias: &dt_bias };
+                    let inputs = several(1, tokens, slot);
+                    self.cpu.ssm(&inputs, 0, shape, &projected, &xbc, heads, &mut state, &mut y);
+                }
+            }
+            let label = |text: &str| format!("{text}, {sequences} × {tokens} tokens");
             if self.wanted("conv", &text, "F32") {
                 let shape_text = label(&format!("[{}] taps {}", shape.conv_channels(), shape.conv_kernel));
                 let cost = ops::conv::cost(shape, &step(0));
@@ -426,11 +439,11 @@ fn fill(values: &mut [f32]) {
     }
 }
 
-/// Different experts for each token, spread over all; how many distinct ones that are.
-fn choose(shape: &Moe, ids: &mut [u32]) -> usize {
+/// Different experts for each token from `first` on, spread over all; how many distinct ones that are.
+fn choose(shape: &Moe, first: usize, ids: &mut [u32]) -> usize {
     for (token, ids) in ids.chunks_exact_mut(shape.experts_per_token).enumerate() {
         for (j, id) in ids.iter_mut().enumerate() {
-            *id = ((token * 7 + j * 5) % shape.experts) as u32;
+            *id = ((first + token * 7 + j * 5) % shape.experts) as u32;
         }
     }
     ids.iter().collect::<std::collections::HashSet<_>>().len()
