@@ -5,9 +5,7 @@ mod models;
 
 use ferrotron::backend::cpu::{Cpu, simd::Isa};
 use ferrotron::backend::reference::Reference;
-use ferrotron::backend::{
-    Backend, BlockCopy, DraftInputs, Hidden, Precision, Save, SequenceInputs, StepInputs,
-};
+use ferrotron::backend::{Backend, BlockCopy, DraftInputs, Hidden, Precision, Save, StepInputs};
 use ferrotron::model::{Limits, Model, Network};
 use models::{Random, model, tiny};
 
@@ -61,19 +59,8 @@ fn ids(model: &dyn Drafter, seed: u64) -> Vec<u32> {
 
 /// Appends positions `from..to` of `ids` as sequence `slot`, whose blocks are its own. All rows are answered.
 fn put(inputs: &mut StepInputs, ids: &[u32], (from, to): (usize, usize), slot: u32, visible_from: u32) {
-    inputs.sequences.push(SequenceInputs {
-        slot,
-        source: slot,
-        first: inputs.tokens.len() as u32,
-        count: (to - from) as u32,
-        past: from as u32,
-        first_block: inputs.blocks.len() as u32,
-        block_count: BLOCKS,
-        visible_from,
-        ..SequenceInputs::default()
-    });
-    inputs.tokens.extend_from_slice(&ids[from..to]);
-    inputs.blocks.extend(slot * BLOCKS..(slot + 1) * BLOCKS);
+    let blocks = slot * BLOCKS..(slot + 1) * BLOCKS;
+    inputs.push(slot, from, ids[from..to].iter().copied(), blocks).visible_from = visible_from;
     inputs.logit_rows = (0..inputs.tokens.len() as u32).collect();
 }
 

@@ -554,7 +554,8 @@ async fn drafts_right_or_wrong_change_no_id_and_no_probability() {
     assert!(shares.is_sorted() && shares[2] > 2.0 * shares[0], "accepted: {shares:?}");
 }
 
-/// Pairs of ids behind one prompt, drawn under many seeds with drafts, against the product of their probabilities.
+/// The second and the third id behind one prompt, drawn under many seeds, against their probabilities. The second confirms
+/// a draft or does not; where it does, the third is drawn from the row behind it in the same step.
 #[tokio::test]
 async fn with_drafts_ids_are_drawn_from_the_models_own_distribution() {
     const DRAWS: usize = 6000;
@@ -573,24 +574,28 @@ async fn with_drafts_ids_are_drawn_from_the_models_own_distribution() {
         if streams.len() == 64 || seed + 1 == DRAWS as u64 {
             for stream in streams.drain(..) {
                 let ids = ids(&collect(stream).await);
-                seen[ids[0] as usize * VOCAB + ids[1] as usize] += 1.0;
+                seen[ids[1] as usize * VOCAB + ids[2] as usize] += 1.0;
             }
         }
     }
     assert!(handle.stats().accepted_tokens.load(Relaxed) > DRAWS as u64 / 20, "the drafts were never taken");
-    let first = softmax(&[7, 8]);
-    let (mut statistic, mut cells, mut rest) = (0.0, 0.0, (0.0, 0.0));
-    for (a, &p) in first.iter().enumerate() {
-        for (b, &q) in softmax(&[7, 8, a as u32]).iter().enumerate() {
-            let (expected, seen) = (p * q * DRAWS as f64, seen[a * VOCAB + b]);
-            if expected < 5.0 {
-                // Too rare for a cell of its own.
-                rest = (rest.0 + expected, rest.1 + seen);
-                continue;
+    let mut expected = vec![0f64; VOCAB * VOCAB];
+    for (a, p) in (0..).zip(softmax(&[7, 8])) {
+        for (b, q) in (0..).zip(softmax(&[7, 8, a])) {
+            for (c, r) in softmax(&[7, 8, a, b]).into_iter().enumerate() {
+                expected[b as usize * VOCAB + c] += p * q * r * DRAWS as f64;
             }
-            statistic += (seen - expected).powi(2) / expected;
-            cells += 1.0;
         }
+    }
+    let (mut statistic, mut cells, mut rest) = (0.0, 0.0, (0.0, 0.0));
+    for (expected, seen) in expected.into_iter().zip(seen) {
+        if expected < 5.0 {
+            // Too rare for a cell of its own.
+            rest = (rest.0 + expected, rest.1 + seen);
+            continue;
+        }
+        statistic += (seen - expected).powi(2) / expected;
+        cells += 1.0;
     }
     statistic += (rest.1 - rest.0).powi(2) / rest.0;
     // Chi-squared of as many degrees of freedom, as a normal: five deviations. The seeds are fixed, so it never flickers.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ferrotron::backend::cpu::{Cpu, simd::Isa};
 use ferrotron::backend::reference::Reference;
-use ferrotron::backend::{BlockCopy, KvType, Precision, Save, SequenceInputs, SsmType, StepInputs};
+use ferrotron::backend::{BlockCopy, KvType, Precision, Save, SsmType, StepInputs};
 use ferrotron::model::{Limits, Network};
 use models::{Random, model, tiny};
 
@@ -119,26 +119,15 @@ impl Walk {
     }
 
     fn put(&self, stride: &Stride, inputs: &mut StepInputs) {
-        let (first, first_block) = (inputs.tokens.len() as u32, inputs.blocks.len() as u32);
-        let count = stride.certain + stride.drafts.len();
-        inputs.tokens.extend_from_slice(&self.ids[self.past..self.past + stride.certain]);
-        inputs.tokens.extend_from_slice(&stride.drafts);
-        inputs.blocks.extend_from_slice(&self.blocks);
+        let certain = &self.ids[self.past..self.past + stride.certain];
+        let tokens = certain.iter().chain(&stride.drafts).copied();
+        let put = inputs.push(self.slot, self.past, tokens, self.blocks.iter().copied());
+        put.source = self.source;
+        // Not the slot's number, so that neither is taken for the other.
+        put.lane = 3 - self.slot;
+        put.replay = self.replay as u32;
+        put.drafts = stride.drafts.len() as u32;
         inputs.logit_rows = (0..inputs.tokens.len() as u32).collect();
-        inputs.sequences.push(SequenceInputs {
-            slot: self.slot,
-            source: self.source,
-            first,
-            count: count as u32,
-            past: self.past as u32,
-            first_block,
-            block_count: self.blocks.len() as u32,
-            // Not the slot's number, so that neither is taken for the other.
-            lane: 3 - self.slot,
-            replay: self.replay as u32,
-            drafts: stride.drafts.len() as u32,
-            visible_from: 0,
-        });
     }
 
     /// Compares the rows that are not of a wrong past, then accepts some of the right drafts.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ferrotron::backend::cpu::{Cpu, simd::Isa};
 use ferrotron::backend::reference::Reference;
 use ferrotron::backend::trace::Trace;
-use ferrotron::backend::{Backend, DraftInputs, KvType, Precision, SequenceInputs, SsmType, StepInputs};
+use ferrotron::backend::{Backend, DraftInputs, KvType, Precision, SsmType, StepInputs};
 use ferrotron::model::config::{Layer, ModelConfig};
 use ferrotron::model::{Limits, Model, Network, load, presets};
 
@@ -237,21 +237,9 @@ fn a_row_of_a_batch_is_the_row_alone_bit_for_bit() {
             let vocab = network.vocab_size();
             let mut inputs = StepInputs::default();
             for (slot, part) in parts.iter().enumerate() {
-                let (first, first_block) = (inputs.tokens.len() as u32, inputs.blocks.len() as u32);
-                let block_count = part.len().div_ceil(BLOCK_LEN) as u32;
-                inputs.tokens.extend_from_slice(part);
-                inputs.blocks.extend((0..block_count).map(|b| 200 - first_block - b));
-                let (slot, count) = (slot as u32, part.len() as u32);
-                inputs.sequences.push(SequenceInputs {
-                    slot,
-                    source: slot,
-                    first,
-                    count,
-                    past: 0,
-                    first_block,
-                    block_count,
-                    ..SequenceInputs::default()
-                });
+                let first_block = inputs.blocks.len() as u32;
+                let blocks = (0..part.len().div_ceil(BLOCK_LEN) as u32).map(|b| 200 - first_block - b);
+                inputs.push(slot as u32, 0, part.iter().copied(), blocks);
             }
             inputs.logit_rows = (0..40).collect();
             let batch = network.step(&inputs).expect("the step runs").to_vec();

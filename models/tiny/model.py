@@ -199,6 +199,19 @@ class Attention(nn.Module):
         return self.o_proj(y.transpose(1, 2).flatten(-2))
 
 
+    def chained(self, u, keys):
+        """As `forward` for the first of `keys`; for a later one with one key and value of each pass behind it."""
+        q, k, v = (p(u).unflatten(-1, (n, self.dim)).transpose(1, 2).repeat_interleave(self.heads // n, 1)
+                   for p, n in ((self.q_proj, self.heads), (self.k_proj, self.kv), (self.v_proj, self.kv)))
+        keys.append((k, v))
+        (k, v), later = keys[0], keys[1:]
+        low = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
+        scores = [(q @ k.transpose(-1, -2)).masked_fill(~low, -1e9)] + [(q * a).sum(-1, keepdim=True) for a, _ in later]
+        p = (torch.cat(scores, -1).float() / math.sqrt(self.dim)).softmax(-1).to(v.dtype)
+        y = p[..., :q.shape[2]] @ v + sum(p[..., q.shape[2] + n, None] * b for n, (_, b) in enumerate(later))
+        return self.o_proj(y.transpose(1, 2).flatten(-2))
+
+
 class Gate(nn.Module):
     def __init__(self, experts, h):
         super().__init__()
@@ -292,6 +305,20 @@ class Mtp(nn.Module):
         first, second = self.layers
         y = first.eh_proj(torch.cat([first.enorm(embedded), first.hnorm(hidden)], -1))
         return second.final_layernorm(second(first(y, states[0]), states[1]))
+
+    def unroll(self, embedded, hidden, passes):
+        """The outputs of `passes` passes from every position at once, each [B, T - passes, h]: pass d reads the token d
+        places ahead and what pass d - 1 gave. It sees the first pass of all positions up to its own, for those tokens
+        were certain when it began, and of the later passes only its own chain."""
+        first, second = self.layers
+        T, keys, outputs = embedded.shape[1] - passes, [], []
+        y = hidden[:, :T]
+        for d in range(1, passes + 1):
+            x = first.eh_proj(torch.cat([first.enorm(embedded[:, d:d + T]), first.hnorm(y)], -1))
+            x = x + first.mixer.chained(first.norm(x), keys)
+            y = second.final_layernorm(second(x))
+            outputs.append(y)
+        return outputs
 
 
 class Tiny(nn.Module):

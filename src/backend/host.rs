@@ -1,7 +1,5 @@
 //! What the backends that compute in host memory share: buffers, routes and the state pool.
 
-use half::bf16;
-
 use super::{BlockCopy, Hidden, Precision, StatePlan, StepInputs};
 use crate::ops::{attention::Pages, cells::Cells, lanes::Lanes};
 
@@ -146,8 +144,12 @@ impl Precision {
     #[inline]
     pub fn round(self, values: &mut [f32]) {
         if self == Precision::Bf16 {
+            // Without a branch, so that it becomes vector code: what rounding adds to NaN could make it infinite.
             for value in values {
-                *value = bf16::from_f32(*value).to_f32();
+                let bits = value.to_bits();
+                let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+                let kept = if value.is_nan() { bits | 0x40_0000 } else { rounded };
+                *value = f32::from_bits(kept & 0xffff_0000);
             }
         }
     }

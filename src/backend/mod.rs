@@ -201,24 +201,36 @@ impl StepInputs {
         self.sequences.iter().map(|s| (s.replay + s.drafts) as usize).sum()
     }
 
+    /// Appends a sequence in `slot` that goes on with `tokens` at position `past`, and the blocks of its table. What else is to be said of it goes into the answer; no logits are wanted of it yet.
+    pub fn push(
+        &mut self,
+        slot: u32,
+        past: usize,
+        tokens: impl IntoIterator<Item = u32>,
+        blocks: impl IntoIterator<Item = u32>,
+    ) -> &mut SequenceInputs {
+        let (first, first_block) = (self.tokens.len(), self.blocks.len());
+        self.tokens.extend(tokens);
+        self.blocks.extend(blocks);
+        self.sequences.push_mut(SequenceInputs {
+            slot,
+            source: slot,
+            first: first as u32,
+            count: (self.tokens.len() - first) as u32,
+            past: past as u32,
+            first_block: first_block as u32,
+            block_count: (self.blocks.len() - first_block) as u32,
+            ..SequenceInputs::default()
+        })
+    }
+
     /// The step of one sequence alone in slot 0 with blocks 0, 1, 2 …; logits of the last token.
     pub fn single(tokens: &[u32], past: usize, block_len: usize) -> StepInputs {
+        let mut inputs = StepInputs::default();
         let blocks = (past + tokens.len()).div_ceil(block_len) as u32;
-        StepInputs {
-            tokens: tokens.to_vec(),
-            sequences: vec![SequenceInputs {
-                slot: 0,
-                first: 0,
-                count: tokens.len() as u32,
-                past: past as u32,
-                first_block: 0,
-                block_count: blocks,
-                ..SequenceInputs::default()
-            }],
-            blocks: (0..blocks).collect(),
-            logit_rows: vec![tokens.len() as u32 - 1],
-            ..StepInputs::default()
-        }
+        inputs.push(0, past, tokens.iter().copied(), 0..blocks);
+        inputs.logit_rows.push(tokens.len() as u32 - 1);
+        inputs
     }
 }
 
@@ -288,6 +300,10 @@ pub trait Backend: Send {
     type State: Send;
 
     fn linear_from(&mut self, weight: weights::Linear) -> Self::Linear;
+    /// A weight of which only rows are read ([`Backend::embed`]).
+    fn table_from(&mut self, weight: weights::Linear) -> Self::Linear {
+        self.linear_from(weight)
+    }
     fn vector_from(&mut self, values: Vec<f32>) -> Self::Vector;
     fn experts_from(&mut self, up: Vec<weights::Linear>, down: Vec<weights::Linear>) -> Self::Experts;
     fn buffer(&mut self, rows: usize, width: usize) -> Self::Buffer;

@@ -68,6 +68,10 @@ impl<B: Backend<Routes = Routes>> Backend for Profile<B> {
         self.inner.linear_from(weight)
     }
 
+    fn table_from(&mut self, weight: weights::Linear) -> B::Linear {
+        self.inner.table_from(weight)
+    }
+
     fn vector_from(&mut self, values: Vec<f32>) -> B::Vector {
         self.inner.vector_from(values)
     }

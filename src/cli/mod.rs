@@ -12,6 +12,8 @@ pub mod score;
 pub mod serve;
 pub mod table;
 
+use std::ffi::OsString;
+
 use clap::{Parser, Subcommand};
 
 /// Serves NVIDIA Nemotron-H models over an OpenAI-compatible API, from one native process.
@@ -57,6 +59,12 @@ pub fn run() -> anyhow::Result<()> {
         Command::Quantize(args) => quantize::run(args),
         Command::Models(args) => models::run(args),
     }
+}
+
+/// The flags of a command, read apart from ours; the first word of `line` is what messages call it.
+fn flags<A: clap::Args>(line: impl IntoIterator<Item: Into<OsString> + Clone>) -> Result<A, clap::Error> {
+    let command = A::augment_args(clap::Command::new("ferrotron"));
+    A::from_arg_matches(&command.try_get_matches_from(line)?)
 }
 
 #[cfg(test)]

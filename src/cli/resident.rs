@@ -10,6 +10,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::host::Routes;
 use crate::backend::profile::{Profile, Span};
 use crate::backend::{Backend, KvType, Precision, reference::Reference, trace::Trace};
+use crate::engine::LoadProgress;
 use crate::model::config::{GenerationConfig, ModelConfig};
 use crate::model::fields::Fields;
 use crate::model::manifest::Manifest;
@@ -39,7 +40,7 @@ pub enum BackendName {
 /// The type activations are rounded to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DtypeName {
-    /// f32 on the CPU
+    /// bf16 as the checkpoints were trained, on the CPU; f32 in the reference
     Auto,
     #[value(alias = "float32")]
     F32,
@@ -102,9 +103,9 @@ pub struct Compute {
 
 impl Compute {
     pub fn precision(&self) -> Precision {
-        match self.dtype {
-            DtypeName::Auto | DtypeName::F32 => Precision::F32,
-            DtypeName::Bf16 => Precision::Bf16,
+        match (self.dtype, self.backend) {
+            (DtypeName::F32, _) | (DtypeName::Auto, BackendName::Reference) => Precision::F32,
+            (DtypeName::Bf16, _) | (DtypeName::Auto, BackendName::Cpu) => Precision::Bf16,
         }
     }
 
@@ -275,6 +276,18 @@ impl Resident {
                 Box::new(Model::new(self.cpu(compute)?, self.config.clone(), fields, limits)?)
             }
         })
+    }
+
+    /// The same as an engine asks for it, on its own thread: progress in shares of the whole, an error as a sentence.
+    pub fn load(
+        &self,
+        compute: &Compute,
+        limits: Limits,
+        progress: &LoadProgress,
+    ) -> Result<Box<dyn Network>, String> {
+        let total = self.bytes();
+        let network = self.network(compute, limits, &|done| progress.set(done, total));
+        network.map_err(|error| format!("{error:#}"))
     }
 
     fn fields(&self, progress: &dyn Fn(u64)) -> anyhow::Result<Fields<Linear>> {

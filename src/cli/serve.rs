@@ -177,9 +177,7 @@ fn start(args: &Args, app: &App, described: Described, sizes: &Sizes, place: Pla
         if let Some(before) = before {
             runtime.block_on(before.loaded());
         }
-        let total = resident.bytes();
-        let network = resident.network(&compute, limits, &|done| progress.set(done, total));
-        network.map_err(|error| format!("{error:#}"))
+        resident.load(&compute, limits, progress)
     });
     engine.stats().set_prices(sizes.state_bytes, sizes.block_bytes);
     app.set_resident(api::Resident { index, text: Arc::new(text), engine, model: Arc::new(model) });
@@ -450,16 +448,10 @@ fn start_log(args: &Args) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
+    use crate::cli::flags;
 
     fn parse(line: &str) -> Result<Args, String> {
-        Line::try_parse_from(line.split(' ')).map(|line| line.args).map_err(|error| error.to_string())
+        flags(line.split(' ')).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -330,7 +330,6 @@ impl Engine {
             Err(StepError::Device(reason)) => return Err(format!("the device failed: {reason}")),
             Err(StepError::NotFinite { row }) => self.fail_row(row)?,
         }
-        self.speculator.learn(&self.inputs, stepped - planned);
         let drawn = Instant::now();
         self.scheduler.commit(&self.outcomes, &self.sampled);
         let sampled = Instant::now();
@@ -349,6 +348,9 @@ impl Engine {
         let drafted = self.speculator.draft(&mut self.scheduler, &mut *self.network, &mut self.running);
         drafted.map_err(|error| format!("drafting failed: {error}"))?;
         let drafted = Instant::now();
+        if stepped > planned {
+            self.speculator.learn(&self.inputs, drafted - began);
+        }
         self.publish_costs();
         self.shared.stats.draft_us.fetch_add(us(sampled, drafted), Relaxed);
         self.shared.stats.step_us.fetch_add(us(sampled, drafted), Relaxed);

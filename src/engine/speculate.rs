@@ -82,6 +82,8 @@ pub(super) struct Speculator {
     mtp: bool,
     house: Acceptance,
     speed: Speed,
+    /// What the passes of this turn took.
+    in_passes: Duration,
     chooser: Chooser,
     inputs: DraftInputs,
     proposals: Vec<u32>,
@@ -122,6 +124,7 @@ impl Speculator {
             mtp,
             house: Acceptance::house(),
             speed: Speed::default(),
+            in_passes: Duration::ZERO,
             chooser: Chooser::new(places, depth_max, limits.step_tokens),
             inputs: scheduler.draft_inputs(),
             proposals: Vec::with_capacity(limits.logit_rows),
@@ -144,11 +147,13 @@ impl Speculator {
         &self.speed
     }
 
-    /// Takes in what a step took, if it only decoded.
-    pub fn learn(&mut self, inputs: &StepInputs, time: Duration) {
+    /// Takes in what a turn of the engine took from its plan to the drafts of the next, if it only decoded. The host's
+    /// work counts, for more tokens are more of it; the passes of the drafter have their own account.
+    pub fn learn(&mut self, inputs: &StepInputs, turn: Duration) {
         let decodes = inputs.sequences.iter().all(|sequence| sequence.count == sequence.drafts + 1);
         if self.depth_max > 0 && decodes {
-            self.speed.steps.learn(inputs.tokens.len(), time.as_secs_f64() * 1e6);
+            let us = turn.saturating_sub(self.in_passes).as_secs_f64() * 1e6;
+            self.speed.steps.learn(inputs.tokens.len(), us);
         }
     }
 
@@ -294,17 +299,21 @@ impl Speculator {
             Some(own) if own.read_prompt && reads_prompts => Wanted::Drafts(0),
             _ => Wanted::Nothing,
         };
+        let began = Instant::now();
+        let mut start = began;
         let mut more = scheduler.plan_drafts(&mut self.inputs, wanted);
         while more {
-            let began = Instant::now();
+            let (entries, rows) = (self.inputs.step.tokens.len(), self.inputs.step.logit_rows.len());
             network.draft(&self.inputs, &mut self.proposals)?;
-            // A pass that only reads has no head to pay for.
-            if !self.inputs.step.logit_rows.is_empty() {
-                let us = began.elapsed().as_secs_f64() * 1e6;
-                self.speed.passes.learn(self.inputs.step.tokens.len(), us);
-            }
             more = scheduler.take_drafts(&self.proposals, &mut self.inputs);
+            let end = Instant::now();
+            // A pass that only reads has no head to pay for.
+            if rows > 0 {
+                self.speed.passes.learn(entries, (end - start).as_secs_f64() * 1e6);
+            }
+            start = end;
         }
+        self.in_passes = start - began;
         Ok(())
     }
 

@@ -21,15 +21,15 @@ pub struct Stats {
     pub running: AtomicU64,
     /// Gauge: requests accepted and not yet in any step.
     pub waiting: AtomicU64,
-    /// Gauge: KV blocks reserved by running sequences.
+    /// Gauge: KV blocks that sequences hold; the prefix cache may hold more.
     pub kv_blocks_used: AtomicU64,
     /// Gauge: KV blocks there are; 0 while loading.
     pub kv_blocks: AtomicU64,
-    /// Gauge: places of the state pool in use.
+    /// Gauge: places of the state pool that sequences hold; the prefix cache has its own beside them.
     pub slots_used: AtomicU64,
     /// Gauge: places of the state pool; 0 while loading.
     pub slots: AtomicU64,
-    /// Prompt tokens prefilled.
+    /// Tokens of prompts that were read to their end, from the prefix cache or not.
     pub prompt_tokens: AtomicU64,
     /// Ids sampled and sent.
     pub generation_tokens: AtomicU64,
@@ -78,7 +78,7 @@ pub struct Stats {
     pub verify_us: [AtomicU64; VERIFY_TOKENS.len()],
     /// Steps completed.
     pub steps: AtomicU64,
-    /// Time spent in steps, sampling included, in microseconds.
+    /// Time spent in steps, sampling and drafting included, in microseconds.
     pub step_us: AtomicU64,
     /// The same by phase: planning,
     pub plan_us: AtomicU64,

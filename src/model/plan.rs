@@ -79,7 +79,7 @@ fn layers(config: &ModelConfig) -> impl Iterator<Item = &Layer> {
 }
 
 /// What is kept between steps, as a network of these layers asks its backend for it.
-fn state_plan(config: &ModelConfig, limits: &Limits) -> StatePlan {
+pub(super) fn state_plan(config: &ModelConfig, limits: &Limits) -> StatePlan {
     let mamba = |layer: &Layer| if let Layer::Mamba(m) = layer { Some(*m) } else { None };
     let attention = |layer: &Layer| if let Layer::Attention(a) = layer { Some(*a) } else { None };
     StatePlan {

@@ -264,7 +264,8 @@ impl Cache {
         if pools.blocks.free_count() >= count {
             return true;
         }
-        if pools.blocks.free_count() + self.blocks_alone(pools) < count {
+        let missing = count - pools.blocks.free_count();
+        if self.alone(pools).take(missing).count() < missing {
             return false;
         }
         while pools.blocks.free_count() < count {
@@ -287,8 +288,13 @@ impl Cache {
 
     /// Blocks that only the cache holds: what evicting everything would free.
     pub fn blocks_alone(&self, pools: &Pools) -> usize {
+        self.alone(pools).count()
+    }
+
+    /// Once for each of them.
+    fn alone(&self, pools: &Pools) -> impl Iterator<Item = ()> {
         let counts = self.held.iter().zip(pools.blocks.counts());
-        counts.filter(|(held, count)| **held > 0 && held == count).count()
+        counts.filter(|(held, count)| **held > 0 && held == count).map(|_| ())
     }
 
     pub fn holdings(&self) -> Holdings {

@@ -1,7 +1,7 @@
 //! The drafter's passes behind a step: first over all that became certain, then over its own drafts.
 
 use super::{DraftInputs, Scheduler, find};
-use crate::backend::{Hidden, SequenceInputs};
+use crate::backend::Hidden;
 
 /// A sequence that the last step advanced.
 #[derive(Debug, Clone, Copy)]
@@ -107,6 +107,7 @@ impl Scheduler {
         inputs.step.clear();
         inputs.hidden.clear();
         self.drafting.clear();
+        self.make_room_for_tables(&mut inputs.step);
         let stepped = std::mem::take(&mut self.stepped);
         for one in &stepped {
             let Some(index) = find(&self.running, one.id, one.index) else { continue };
@@ -195,23 +196,12 @@ impl Scheduler {
         inputs: &mut DraftInputs,
     ) {
         let sequence = &self.running[index];
-        let block_count = end.div_ceil(self.config.limits.block_len);
-        let step = &mut inputs.step;
-        step.sequences.push(SequenceInputs {
-            slot: sequence.slot,
-            source: sequence.slot,
-            first: step.tokens.len() as u32,
-            count: (end - begin) as u32,
-            past: begin as u32,
-            first_block: step.blocks.len() as u32,
-            block_count: block_count as u32,
-            visible_from: visible_from as u32,
-            ..SequenceInputs::default()
-        });
-        match draft {
-            Some(draft) => step.tokens.push(draft),
-            None => step.tokens.extend_from_slice(&sequence.tokens[begin..end]),
-        }
-        step.blocks.extend_from_slice(&sequence.blocks[..block_count]);
+        let tokens = match &draft {
+            Some(draft) => std::slice::from_ref(draft),
+            None => &sequence.tokens[begin..end],
+        };
+        let blocks = &sequence.blocks[..end.div_ceil(self.config.limits.block_len)];
+        let put = inputs.step.push(sequence.slot, begin, tokens.iter().copied(), blocks.iter().copied());
+        put.visible_from = visible_from as u32;
     }
 }

@@ -259,7 +259,8 @@ impl Scheduler {
             keys: HashMap::new(),
             arrivals: 0,
             shares: Vec::with_capacity(places),
-            saves: Vec::with_capacity(places),
+            // Each has a place of its own.
+            saves: Vec::with_capacity(limits.slots),
             spent: Vec::with_capacity(places),
             stepped: Vec::with_capacity(places),
             drafting: Vec::with_capacity(places),
@@ -269,23 +270,30 @@ impl Scheduler {
         })
     }
 
-    /// Empty inputs with room for any step of this scheduler, so that filling them never allocates.
+    /// Empty inputs with room for any step of this scheduler, so that filling them never allocates, but for long tables
+    /// of shared blocks: room for those is made at an admission.
     pub fn inputs(&self) -> StepInputs {
         let limits = &self.config.limits;
         StepInputs {
             tokens: Vec::with_capacity(limits.step_tokens),
             sequences: Vec::with_capacity(self.places),
-            // Blocks may be shared, so the tables of all may name more blocks than there are.
-            blocks: Vec::with_capacity(limits.blocks + self.places),
+            blocks: Vec::with_capacity(limits.blocks),
             logit_rows: Vec::with_capacity(limits.logit_rows),
             block_copies: Vec::with_capacity(self.places),
-            saves: Vec::with_capacity(self.places),
+            saves: Vec::with_capacity(limits.slots),
         }
     }
 
     /// The same for the drafter's passes.
     pub fn draft_inputs(&self) -> DraftInputs {
         DraftInputs { step: self.inputs(), hidden: Vec::with_capacity(self.config.limits.step_tokens) }
+    }
+
+    /// Makes room in `inputs` for the tables of all who run, as long as they may become. Shared blocks stand in more
+    /// than one, so together they may name more blocks than there are.
+    fn make_room_for_tables(&self, inputs: &mut StepInputs) {
+        let named = self.running.iter().map(|sequence| sequence.blocks.capacity()).sum();
+        inputs.blocks.reserve(named);
     }
 
     /// Queues a sequence.

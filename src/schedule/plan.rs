@@ -1,7 +1,7 @@
 //! What one step holds: tokens for each who runs, in the order in which they are served.
 
 use super::{Saving, Scheduler, Sequence, Share, StepInputs};
-use crate::backend::{Save, SequenceInputs};
+use crate::backend::Save;
 
 /// A prompt's part of a step is at least this long if it has so much left and the step has room: shorter ones cost more in
 /// steps than they gain in fairness.
@@ -35,6 +35,7 @@ impl Scheduler {
             self.free(resume);
         }
         self.admit();
+        self.make_room_for_tables(inputs);
         self.grow();
         let mut room = Room {
             tokens: self.config.limits.step_tokens.min(tokens.max(self.running.len())),
@@ -217,7 +218,6 @@ impl Scheduler {
         self.plan_saves(index, count - drafts, number, inputs);
         let sequence = &mut self.running[index];
         let (past, end) = (sequence.past, sequence.past + count);
-        let block_count = end.div_ceil(self.config.limits.block_len);
         let (first, first_row) = (inputs.tokens.len(), inputs.logit_rows.len());
         let source = sequence.resume.map_or(sequence.slot, |resume| resume.place);
         if let Some(copy) = sequence.resume.and_then(|resume| resume.copy) {
@@ -225,22 +225,14 @@ impl Scheduler {
             self.counts.copied_blocks += 1;
         }
         // The casts hold: `Scheduler::new` refuses limits beyond u32.
-        inputs.sequences.push(SequenceInputs {
-            slot: sequence.slot,
-            source,
-            first: first as u32,
-            count: count as u32,
-            past: past as u32,
-            first_block: inputs.blocks.len() as u32,
-            block_count: block_count as u32,
-            lane: sequence.lane.unwrap_or(0),
-            replay: sequence.replay as u32,
-            drafts: drafts as u32,
-            visible_from: 0,
-        });
-        inputs.tokens.extend_from_slice(&sequence.tokens[past..end - drafts]);
-        inputs.tokens.extend_from_slice(&sequence.drafts[..drafts]);
-        inputs.blocks.extend_from_slice(&sequence.blocks[..block_count]);
+        let tokens = sequence.tokens[past..end - drafts].iter().chain(&sequence.drafts[..drafts]).copied();
+        let blocks = sequence.blocks[..end.div_ceil(self.config.limits.block_len)].iter().copied();
+        // The casts hold, here and there: `Scheduler::new` refuses limits beyond u32.
+        let put = inputs.push(sequence.slot, past, tokens, blocks);
+        put.source = source;
+        put.lane = sequence.lane.unwrap_or(0);
+        put.replay = sequence.replay as u32;
+        put.drafts = drafts as u32;
         let step_end = inputs.tokens.len();
         inputs.logit_rows.extend((step_end - rows..step_end).map(|index| index as u32));
         room.tokens -= count;

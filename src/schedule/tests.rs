@@ -317,3 +317,39 @@ fn drafts_end_where_the_sequence_must() {
     scheduler.plan(&mut inputs);
     assert_eq!(inputs.tokens, [9, 5], "one draft and the token after it fill the sequence");
 }
+
+#[test]
+fn tables_of_shared_blocks_grow_at_an_admission_and_never_after() {
+    let limits = Limits { step_tokens: 128, logit_rows: 8, slots: 16, blocks: 200, ..limits() };
+    let config = Config { checkpoints_max: 8, checkpoint_gap: 4, ..Config::new(limits, 8) };
+    let mut scheduler = Scheduler::new(config).unwrap();
+    let mut inputs = scheduler.inputs();
+    for id in 0..8 {
+        scheduler.add(Arrival { siblings: true, ..arrival(id, vec![1; 97], 64) }).unwrap();
+    }
+    while scheduler.running_count() < 8 {
+        scheduler.plan(&mut inputs);
+        commit(&mut scheduler, 0);
+    }
+    scheduler.plan(&mut inputs);
+    let room = inputs.blocks.capacity();
+    for _ in 0..50 {
+        commit(&mut scheduler, 0);
+        scheduler.plan(&mut inputs);
+    }
+    assert_eq!((scheduler.counts().preempted, inputs.blocks.capacity()), (0, room));
+    assert!(inputs.blocks.len() > limits.blocks, "the tables name only {} blocks", inputs.blocks.len());
+}
+
+#[test]
+fn a_step_has_room_for_several_checkpoints_of_one_sequence() {
+    let limits = Limits { step_tokens: 64, slots: 9, ..limits() };
+    let config = Config { checkpoints_max: 8, checkpoint_gap: 4, ..Config::new(limits, 1) };
+    let mut scheduler = Scheduler::new(config).unwrap();
+    let mut inputs = scheduler.inputs();
+    let room = inputs.saves.capacity();
+    let borders = vec![8, 16, 24, 32, 40];
+    scheduler.add(Arrival { borders, ..arrival(1, vec![1; 44], 2) }).unwrap();
+    scheduler.plan(&mut inputs);
+    assert_eq!((inputs.saves.len(), inputs.saves.capacity()), (5, room));
+}

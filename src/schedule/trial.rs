@@ -1,6 +1,6 @@
 //! Steps that serve nobody: to measure what a step and a pass of the drafter cost before anyone is there.
 
-use crate::backend::{Hidden, SequenceInputs};
+use crate::backend::Hidden;
 use crate::model::Limits;
 
 use super::{DraftInputs, StepInputs};
@@ -16,23 +16,12 @@ pub fn trial_step(tokens: usize, depth: usize, sequences: usize, limits: &Limits
     }
     let mut inputs = StepInputs::default();
     for slot in 0..count as u32 {
-        let first = inputs.tokens.len();
-        let share = (tokens - first).div_ceil(count - slot as usize);
-        inputs.tokens.resize(first + share, 0);
-        inputs.logit_rows.extend((first..first + share).map(|row| row as u32));
-        inputs.blocks.push(slot);
-        inputs.sequences.push(SequenceInputs {
-            slot,
-            source: slot,
-            first: first as u32,
-            count: share as u32,
-            first_block: slot,
-            block_count: 1,
-            lane: slot,
-            drafts: share as u32 - 1,
-            ..SequenceInputs::default()
-        });
+        let share = (tokens - inputs.tokens.len()).div_ceil(count - slot as usize);
+        let sequence = inputs.push(slot, 0, std::iter::repeat_n(0, share), [slot]);
+        sequence.lane = slot;
+        sequence.drafts = share as u32 - 1;
     }
+    inputs.logit_rows.extend(0..inputs.tokens.len() as u32);
     Some(inputs)
 }
 
@@ -40,20 +29,9 @@ pub fn trial_step(tokens: usize, depth: usize, sequences: usize, limits: &Limits
 pub fn trial_pass(step: &StepInputs, inputs: &mut DraftInputs) {
     inputs.clear();
     for (index, sequence) in (0..).zip(&step.sequences) {
-        inputs.step.tokens.push(0);
-        inputs.hidden.push(Hidden::Step(sequence.first));
-        inputs.step.blocks.push(step.blocks[sequence.first_block as usize]);
+        let block = step.blocks[sequence.first_block as usize];
+        inputs.step.push(sequence.slot, 1, [0], [block]).visible_from = 1;
         inputs.step.logit_rows.push(index);
-        inputs.step.sequences.push(SequenceInputs {
-            slot: sequence.slot,
-            source: sequence.slot,
-            first: index,
-            count: 1,
-            past: 1,
-            first_block: index,
-            block_count: 1,
-            visible_from: 1,
-            ..SequenceInputs::default()
-        });
+        inputs.hidden.push(Hidden::Step(sequence.first));
     }
 }

@@ -112,7 +112,7 @@ versions! {
 
 fn score(isa: Isa, query: &[f32], keys: &[f32], scale: f32, max: &mut f32, scores: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && query.len() == avx512::DIM {
+    if isa.has_avx512() && query.len() == avx512::DIM {
         *max = avx512::score(query, keys, scale, *max, scores);
         return;
     }
@@ -121,7 +121,7 @@ fn score(isa: Isa, query: &[f32], keys: &[f32], scale: f32, max: &mut f32, score
 
 fn mix(isa: Isa, scores: &mut [f32], max: f32, total: &mut f32, values: &[f32], out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && out.len() == avx512::DIM {
+    if isa.has_avx512() && out.len() == avx512::DIM {
         *total = avx512::mix(scores, max, *total, values, out);
         return;
     }

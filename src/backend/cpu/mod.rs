@@ -7,6 +7,7 @@ mod attention;
 mod conv;
 mod nice;
 mod norms;
+pub mod packed;
 pub mod roofline;
 pub mod simd;
 mod ssm;
@@ -21,14 +22,15 @@ use super::{
 use crate::model::config::{Attention, Mamba, Moe};
 use crate::ops::{self, linear::Epilogue};
 use crate::weights::Linear;
-use simd::{Isa, Output, Tokens};
+use packed::{Packed, TILE};
+use simd::{Isa, Operands, Output, Sink, Tokens};
 use team::Team;
 
 /// Below this many multiply-adds an operation stays on the calling thread: waking the others costs more.
 const PARALLEL_FROM: usize = 1 << 16;
 
 /// Rows of a weight per piece of work. Small enough to balance, large enough that taking one is free.
-const ROWS_PER_PIECE: usize = 32;
+const ROWS_PER_PIECE: usize = 2 * TILE;
 
 pub struct Cpu {
     precision: Precision,
@@ -37,6 +39,8 @@ pub struct Cpu {
     /// Steps of priority that the thread which computes is to give way by, until it has.
     nice: i32,
     experts: ExpertWork,
+    /// What is multiplied, as BF16: room for the largest buffer.
+    operands: Vec<u16>,
 }
 
 /// The threads' memory, one each, and how they meet.
@@ -66,10 +70,67 @@ struct ExpertWork {
     pairs: Vec<u32>,
     /// Experts with at least one pair.
     active: Vec<u32>,
-    /// [T * K, intermediate]
+    /// [T * K, intermediate]; half of it, as BF16, where that is what is multiplied.
     middle: Vec<f32>,
     /// The widest intermediate of any layer.
     intermediate: usize,
+}
+
+/// Where the experts leave what is between their two matrices.
+#[derive(Clone, Copy)]
+enum Middle {
+    F32(Output),
+    Bf16(Output<u16>),
+}
+
+/// A weight as its kernels read it.
+pub enum Weight {
+    /// As in the checkpoint, multiplied with f32 operands.
+    Stored(Linear),
+    /// In the order of the kernels for BF16 operands.
+    Packed(Packed),
+}
+
+impl Weight {
+    fn rows(&self) -> usize {
+        match self {
+            Weight::Stored(weight) => weight.rows,
+            Weight::Packed(weight) => weight.rows,
+        }
+    }
+
+    fn cols(&self) -> usize {
+        match self {
+            Weight::Stored(weight) => weight.cols,
+            Weight::Packed(weight) => weight.cols,
+        }
+    }
+
+    fn is_packed(&self) -> bool {
+        matches!(self, Weight::Packed(_))
+    }
+
+    /// Products of rows `from..to`, of which `from` begins a tile, with operands as this weight takes them.
+    fn multiply(
+        &self,
+        isa: Isa,
+        (from, to): (usize, usize),
+        operands: Operands<'_>,
+        scratch: &mut [f32],
+        sink: &mut impl Sink,
+    ) {
+        match (self, operands) {
+            (Weight::Stored(weight), Operands::F32(x)) => simd::rows(isa, weight, from, to, x, scratch, sink),
+            (Weight::Packed(weight), Operands::Bf16(x)) => simd::packed_rows(isa, weight, from, to, x, sink),
+            _ => unreachable!("operands are made for the weight"),
+        }
+    }
+}
+
+/// The routed experts of a layer: the up matrices are all packed or all stored, and so are the down matrices.
+pub struct Experts {
+    up: Vec<Weight>,
+    down: Vec<Weight>,
 }
 
 /// A CPU that cannot be set up as asked.
@@ -101,7 +162,7 @@ impl Cpu {
         let team = Team::new(threads, nice).map_err(|source| ThreadsError { threads, source })?;
         let scratch = (0..team.threads()).map(|_| Scratch::default()).collect();
         let crew = Crew { scratch, team: Arc::new(team) };
-        Ok(Cpu { precision, isa, crew, nice, experts: ExpertWork::default() })
+        Ok(Cpu { precision, isa, crew, nice, experts: ExpertWork::default(), operands: Vec::new() })
     }
 
     pub fn isa(&self) -> Isa {
@@ -114,14 +175,15 @@ impl Cpu {
 
     fn reserve_rows(&mut self, width: usize) {
         for scratch in &mut self.crew.scratch {
-            scratch.rows.resize(scratch.rows.len().max(4 * width), 0.0);
+            scratch.rows.resize(scratch.rows.len().max(simd::SCRATCH_ROWS * width), 0.0);
         }
     }
 
     fn product(
         &mut self,
-        tokens: Tokens<'_>,
-        weight: &Linear,
+        tokens: usize,
+        weight: &Weight,
+        x: &Buffer,
         out: &mut Buffer,
         epilogue: Epilogue,
         rounded: bool,
@@ -129,29 +191,59 @@ impl Cpu {
         let isa = self.isa;
         let precision = if rounded { self.precision } else { Precision::F32 };
         let output = Output::new(&mut out.data, out.width);
+        let operands = operands(isa, &mut self.crew, weight, x, tokens, &mut self.operands);
         let piece = |scratch: &mut Scratch, from: usize, to: usize| {
-            simd::rows(
-                isa,
-                weight,
-                from,
-                to,
-                tokens,
-                &mut scratch.rows,
-                &mut |r: usize, t: usize, y: &mut [f32]| {
-                    // SAFETY: pieces have disjoint rows r, which are columns of the output.
-                    unsafe { output.apply(t, r, y, epilogue) }
-                },
-            );
-            if precision != Precision::F32 {
-                for t in 0..tokens.count {
-                    // SAFETY: as above: columns from..to belong to this piece.
-                    precision.round(unsafe { output.slice(t, from, to - from) });
-                }
-            }
+            let sink = &mut |r: usize, t: usize, y: &mut [f32]| {
+                // SAFETY: pieces have disjoint rows r, which are columns of the output.
+                precision.round(unsafe { output.apply(t, r, y, epilogue) });
+            };
+            weight.multiply(isa, (from, to), operands, &mut scratch.rows, sink);
         };
-        let work = weight.rows * weight.cols * tokens.count;
-        split(&mut self.crew, weight.rows, ROWS_PER_PIECE, work, piece);
+        let work = weight.rows() * weight.cols() * tokens;
+        split(&mut self.crew, weight.rows(), ROWS_PER_PIECE, work, piece);
     }
+
+    /// Packs all of them if all can be, on all threads: so a layer's experts have one kind of operand.
+    fn weights_from(&mut self, weights: Vec<Linear>) -> Vec<Weight> {
+        let bf16 = self.precision == Precision::Bf16 && self.isa.multiplies_bf16();
+        if !bf16 || !weights.iter().all(Packed::takes) {
+            return weights.into_iter().map(Weight::Stored).collect();
+        }
+        self.run(|own| weights.iter().map(|weight| Weight::Packed(own.pack(weight))).collect())
+    }
+
+    fn pack(&mut self, weight: &Linear) -> Packed {
+        let mut packed = Packed::room(weight);
+        let filler = packed.filler(weight);
+        split(&mut self.crew, packed.tiles(), 1, weight.rows * weight.cols, |_, from, to| {
+            // SAFETY: pieces have disjoint tiles, and `packed` is there until they are done.
+            (from..to).for_each(|tile| unsafe { filler.fill(tile) });
+        });
+        packed
+    }
+}
+
+/// The first `tokens` rows of `x` as `weight` takes them: as they are, or as BF16 in `memory`.
+fn operands<'a>(
+    isa: Isa,
+    crew: &mut Crew,
+    weight: &Weight,
+    x: &'a Buffer,
+    tokens: usize,
+    memory: &'a mut [u16],
+) -> Operands<'a> {
+    if !weight.is_packed() {
+        return Operands::F32(Tokens::all(x.rows(tokens), tokens));
+    }
+    let memory = &mut memory[..tokens * x.width];
+    let output = Output::new(memory, x.width);
+    split(crew, tokens, 8, tokens * x.width, |_, from, to| {
+        for t in from..to {
+            // SAFETY: pieces have disjoint tokens.
+            simd::narrow(isa, x.row(t), unsafe { output.slice(t, 0, x.width) });
+        }
+    });
+    Operands::Bf16(Tokens::all(memory, tokens))
 }
 
 /// Calls `piece(scratch, from, to)` over `0..count` in pieces, on all threads of the step when `work` multiply-adds
@@ -187,16 +279,20 @@ fn split(
 }
 
 impl Backend for Cpu {
-    type Linear = Linear;
+    type Linear = Weight;
     type Vector = Vec<f32>;
-    type Experts = (Vec<Linear>, Vec<Linear>);
+    type Experts = Experts;
     type Buffer = Buffer;
     type Routes = Routes;
     type State = State;
 
-    fn linear_from(&mut self, weight: Linear) -> Linear {
+    fn linear_from(&mut self, weight: Linear) -> Weight {
         self.reserve_rows(weight.cols);
-        weight
+        self.weights_from(vec![weight]).remove(0)
+    }
+
+    fn table_from(&mut self, weight: Linear) -> Weight {
+        Weight::Stored(weight)
     }
 
     fn vector_from(&mut self, values: Vec<f32>) -> Vec<f32> {
@@ -211,10 +307,11 @@ impl Backend for Cpu {
         for scratch in &mut self.crew.scratch {
             scratch.scores.resize(scratch.scores.len().max(2 * up.len()), 0.0);
         }
-        (up, down)
+        Experts { up: self.weights_from(up), down: self.weights_from(down) }
     }
 
     fn buffer(&mut self, rows: usize, width: usize) -> Buffer {
+        self.operands.resize(self.operands.len().max(rows * width), 0);
         Buffer::new(rows, width)
     }
 
@@ -250,7 +347,8 @@ impl Backend for Cpu {
         team.gather(|| step(whole))
     }
 
-    fn embed(&mut self, tokens: &[u32], table: &Linear, out: &mut Buffer) {
+    fn embed(&mut self, tokens: &[u32], table: &Weight, out: &mut Buffer) {
+        let Weight::Stored(table) = table else { unreachable!("a table is not packed") };
         ops::embed::reference(table, tokens, out.rows_mut(tokens.len()));
         self.precision.round(out.rows_mut(tokens.len()));
     }
@@ -276,8 +374,8 @@ impl Backend for Cpu {
         });
     }
 
-    fn linear(&mut self, tokens: usize, weight: &Linear, x: &Buffer, out: &mut Buffer, epilogue: Epilogue) {
-        self.product(Tokens::all(x.rows(tokens), tokens), weight, out, epilogue, true);
+    fn linear(&mut self, tokens: usize, weight: &Weight, x: &Buffer, out: &mut Buffer, epilogue: Epilogue) {
+        self.product(tokens, weight, x, out, epilogue, true);
     }
 
     fn conv(
@@ -424,21 +522,20 @@ impl Backend for Cpu {
         tokens: usize,
         shape: &Moe,
         u: &Buffer,
-        gate: &Linear,
+        gate: &Weight,
         bias: &Vec<f32>,
         routes: &mut Routes,
     ) {
         let (isa, chosen, experts) = (self.isa, shape.experts_per_token, shape.experts);
         let ids = Output::new(&mut routes.ids, chosen);
         let weights = Output::new(&mut routes.weights, chosen);
-        split(&mut self.crew, tokens, 4, tokens * gate.rows * gate.cols, |scratch, from, to| {
+        let operands = operands(isa, &mut self.crew, gate, u, tokens, &mut self.operands);
+        split(&mut self.crew, tokens, 4, tokens * gate.rows() * gate.cols(), |scratch, from, to| {
             let Scratch { rows, scores, .. } = scratch;
             let (logits, selection) = scores.split_at_mut(experts);
             for t in from..to {
-                let one = Tokens::all(u.row(t), 1);
-                simd::rows(isa, gate, 0, experts, one, rows, &mut |r: usize, _: usize, y: &mut [f32]| {
-                    logits[r..][..y.len()].copy_from_slice(y)
-                });
+                let sink = &mut |r: usize, _: usize, y: &mut [f32]| logits[r..][..y.len()].copy_from_slice(y);
+                gate.multiply(isa, (0, experts), operands.one(t, gate.cols()), rows, sink);
                 // SAFETY: pieces have disjoint tokens, which are rows of ids and weights.
                 let (ids, weights) = unsafe { (ids.slice(t, 0, chosen), weights.slice(t, 0, chosen)) };
                 ops::route::choose(shape, bias, logits, &mut selection[..experts], ids, weights);
@@ -452,7 +549,7 @@ impl Backend for Cpu {
         shape: &Moe,
         v: &Buffer,
         routes: &Routes,
-        (up, down): &Self::Experts,
+        Experts { up, down }: &Experts,
         out: &mut Buffer,
         epilogue: Epilogue,
     ) {
@@ -460,41 +557,46 @@ impl Backend for Cpu {
         let ExpertWork { starts, pairs, active, middle, .. } = &mut self.experts;
         sort_by_expert(&routes.ids[..tokens * chosen], shape.experts, starts, pairs, active);
         let (starts, pairs, active) = (&starts[..], &pairs[..tokens * chosen], &active[..]);
-        let (width, inner) = (up[0].cols, shape.intermediate);
+        let (width, inner) = (up[0].cols(), shape.intermediate);
         let range = |expert: u32| starts[expert as usize] as usize..starts[expert as usize + 1] as usize;
         let work = tokens * chosen * width * inner;
 
         // Up: pieces are (expert, rows), each expert's weights are read once for all who chose it.
-        let hidden = Output::new(&mut middle[..tokens * chosen * inner], inner);
+        let hidden = match down[0].is_packed() {
+            true => Middle::Bf16(Output::new(simd::halves_of(middle), inner)),
+            false => Middle::F32(Output::new(&mut middle[..tokens * chosen * inner], inner)),
+        };
+        let operands = operands(isa, &mut self.crew, &up[0], v, tokens, &mut self.operands);
         let pieces = inner.div_ceil(ROWS_PER_PIECE);
         split(&mut self.crew, active.len() * pieces, 1, work, |scratch, from, to| {
             for unit in from..to {
                 let (expert, rows) = (active[unit / pieces], unit % pieces * ROWS_PER_PIECE);
                 let pairs = &pairs[range(expert)];
-                let x = Tokens {
-                    x: v.rows(tokens),
-                    rows: Some(pairs),
-                    divisor: chosen as u32,
-                    count: pairs.len(),
-                };
                 let end = (rows + ROWS_PER_PIECE).min(inner);
-                let weight = &up[expert as usize];
                 let sink = &mut |r: usize, i: usize, y: &mut [f32]| {
+                    let pair = pairs[i] as usize;
+                    y.iter_mut().for_each(|y| *y = ops::linear::relu2(*y));
                     // SAFETY: one unit of work owns these rows of this expert's pairs.
-                    unsafe { hidden.apply(pairs[i] as usize, r, y, Epilogue::Relu2) }
-                };
-                simd::rows(isa, weight, rows, end, x, &mut scratch.rows, sink);
-                if precision != Precision::F32 {
-                    for &pair in pairs {
-                        // SAFETY: as above.
-                        precision.round(unsafe { hidden.slice(pair as usize, rows, end - rows) });
+                    unsafe {
+                        match hidden {
+                            Middle::Bf16(hidden) => simd::narrow(isa, y, hidden.slice(pair, r, y.len())),
+                            Middle::F32(hidden) => {
+                                precision.round(y);
+                                hidden.slice(pair, r, y.len()).copy_from_slice(y);
+                            }
+                        }
                     }
-                }
+                };
+                let x = operands.of_pairs(pairs, chosen);
+                up[expert as usize].multiply(isa, (rows, end), x, &mut scratch.rows, sink);
             }
         });
 
         // Down: pieces are rows of the output; each walks the experts in order and adds in that order.
-        let middle = &middle[..tokens * chosen * inner];
+        let operands = match down[0].is_packed() {
+            true => Operands::Bf16(Tokens::all(&simd::halves_of(middle)[..tokens * chosen * inner], tokens)),
+            false => Operands::F32(Tokens::all(&middle[..tokens * chosen * inner], tokens)),
+        };
         let output = Output::new(&mut out.data, out.width);
         split(&mut self.crew, width, ROWS_PER_PIECE, work, |scratch, from, to| {
             if epilogue == Epilogue::Store {
@@ -505,15 +607,14 @@ impl Backend for Cpu {
             }
             for &expert in active {
                 let pairs = &pairs[range(expert)];
-                let x = Tokens { x: middle, rows: Some(pairs), divisor: 1, count: pairs.len() };
-                let weight = &down[expert as usize];
                 let sink = &mut |r: usize, i: usize, y: &mut [f32]| {
                     let pair = pairs[i] as usize;
                     y.iter_mut().for_each(|y| *y *= routes.weights[pair]);
                     // SAFETY: pieces have disjoint rows r, which are columns of the output.
-                    unsafe { output.apply(pair / chosen, r, y, Epilogue::Add) }
+                    unsafe { output.apply(pair / chosen, r, y, Epilogue::Add) };
                 };
-                simd::rows(isa, weight, from, to, x, &mut scratch.rows, sink);
+                let x = operands.of_pairs(pairs, 1);
+                down[expert as usize].multiply(isa, (from, to), x, &mut scratch.rows, sink);
             }
             if precision != Precision::F32 {
                 for t in 0..tokens {
@@ -538,8 +639,8 @@ impl Backend for Cpu {
         state.hidden(hidden, x, drafted, out);
     }
 
-    fn logits(&mut self, rows: usize, weight: &Linear, x: &Buffer, out: &mut Buffer) {
-        self.product(Tokens::all(x.rows(rows), rows), weight, out, Epilogue::Store, false);
+    fn logits(&mut self, rows: usize, weight: &Weight, x: &Buffer, out: &mut Buffer) {
+        self.product(rows, weight, x, out, Epilogue::Store, false);
     }
 
     fn largest(&mut self, rows: usize, x: &Buffer, indices: &mut Vec<u32>) {

@@ -118,7 +118,7 @@ versions! {
 /// Advances `state` [P, N] by the block; `row` [N] is scratch.
 fn advance(isa: Isa, head: Head, block: Block<'_>, state: &mut [f32], row: &mut [f32], output: Output) {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && head.rounded.is_none() && avx512::fits(state.len() / row.len(), row.len()) {
+    if isa.has_avx512() && head.rounded.is_none() && avx512::fits(state.len() / row.len(), row.len()) {
         return avx512::advance(head, block, state, output);
     }
     advance_any(isa, head, block, state, row, output);

@@ -196,6 +196,19 @@ impl<F: FnMut()> Drop for Defer<F> {
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
+    use std::time::{Duration, Instant};
+
+    /// Long enough for a machine that does much else; nobody waits for it when all is well.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Waits until `done` says so. Panics if it never does, so that a helper that stays away is a test that fails.
+    fn until(mut done: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain");
+            std::thread::yield_now();
+        }
+    }
 
     fn team(threads: usize) -> Team {
         Team::new(threads, 0).expect("threads start")
@@ -231,15 +244,43 @@ mod tests {
     fn helpers_that_slept_come_again() {
         let team = team(2);
         for _ in 0..3 {
-            while team.shared.asleep.load(SeqCst) == 0 {
-                std::thread::yield_now();
-            }
+            until(|| team.shared.asleep.load(SeqCst) > 0);
             let came = AtomicBool::new(false);
             team.gather(|| {
-                while !came.load(SeqCst) {
-                    team.share(&|worker| came.store(worker == 1 || came.load(SeqCst), SeqCst));
-                }
+                until(|| {
+                    team.share(&|worker| {
+                        came.fetch_or(worker == 1, SeqCst);
+                    });
+                    came.load(SeqCst)
+                })
             });
+        }
+    }
+
+    /// The leader goes on, or is unwound, when nobody works any more at what it shared.
+    #[test]
+    fn whoever_came_is_waited_for() {
+        let team = team(2);
+        for fails in [false, true] {
+            let (came, left) = (AtomicBool::new(false), AtomicBool::new(false));
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                team.gather(|| {
+                    team.share(&|worker| {
+                        if worker == 1 {
+                            came.store(true, SeqCst);
+                            // So long that a leader that does not wait is gone by then.
+                            std::thread::sleep(Duration::from_millis(20));
+                            return left.store(true, SeqCst);
+                        }
+                        until(|| came.load(SeqCst));
+                        if fails {
+                            // Without the message of a panic, which would take as long as the helper.
+                            std::panic::resume_unwind(Box::new(()));
+                        }
+                    })
+                })
+            }));
+            assert_eq!((left.load(SeqCst), outcome.is_err()), (true, fails));
         }
     }
 
@@ -256,16 +297,18 @@ mod tests {
     #[test]
     fn a_panic_of_anyone_reaches_the_caller_and_the_team_goes_on() {
         let team = team(2);
-        for who in [0, 1] {
-            let failed = catch_unwind(AssertUnwindSafe(|| {
+        for (who, words) in [(0, "as the test wants it"), (1, "a compute thread panicked")] {
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
                 team.gather(|| {
                     // Until the one who is to fail has come.
-                    loop {
-                        team.share(&|worker| assert_ne!(worker, who, "as the test wants it"));
-                    }
+                    until(|| {
+                        team.share(&|worker| assert!(worker != who, "as the test wants it"));
+                        false
+                    })
                 })
             }));
-            assert!(failed.is_err(), "worker {who}");
+            let panic = outcome.expect_err("somebody fails");
+            assert_eq!(panic.downcast_ref::<&str>(), Some(&words), "worker {who}");
             assert_eq!(team.gather(|| 5), 5);
         }
     }

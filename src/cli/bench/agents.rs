@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 use super::answer::Answer;
 use super::client::ClientError;
 use super::serve::{Server, ServerArgs};
-use super::{machine, median, progress};
+use super::{machine, median, progress, tell};
 use crate::cli::resident::count;
-use crate::cli::table::{bytes, table};
+use crate::cli::table::{self, bytes};
 use reuse::Known;
 use world::World;
 
@@ -118,12 +118,7 @@ struct Memory {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let report = super::runtime()?.block_on(measure(args))?;
-    if args.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        print(&report);
-    }
-    Ok(())
+    tell(&report, args.json, print)
 }
 
 async fn measure(args: &Args) -> anyhow::Result<Report> {
@@ -320,9 +315,8 @@ fn print(report: &Report) {
         "cold ms",
         "warm/cold %",
     ];
-    let mut table = table(&header, &[0, 1, 2, 3, 4, 5, 6, 7, 8]);
-    for row in report.rows.iter().chain([&report.all]) {
-        table.add_row([
+    let cells = report.rows.iter().chain([&report.all]).map(|row| {
+        [
             if row.turn == 0 { "all".to_owned() } else { row.turn.to_string() },
             row.requests.to_string(),
             row.prompt_tokens.to_string(),
@@ -332,9 +326,9 @@ fn print(report: &Report) {
             format!("{:.2}", row.warm_ttft_ms),
             format!("{:.2}", row.cold_ttft_ms),
             format!("{:.1}", row.warm_to_cold_percent),
-        ]);
-    }
-    println!("{table}");
+        ]
+    });
+    table::print(header, &[0, 1, 2, 3, 4, 5, 6, 7, 8], cells);
     if let Some(memory) = &report.memory {
         let Memory { kv_blocks, kv_bytes, checkpoints, checkpoint_bytes } = *memory;
         let (keys, states) = (bytes(kv_bytes), bytes(checkpoint_bytes));

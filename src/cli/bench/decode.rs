@@ -10,7 +10,7 @@ use super::ceiling::Ceiling;
 use super::profile::{self, Observed, Profile};
 use super::{machine, median, progress, tell};
 use crate::backend::trace::Record;
-use crate::backend::{BlockCopy, SequenceInputs, StepInputs};
+use crate::backend::{BlockCopy, StepInputs};
 use crate::cli::resident::{BLOCK_LEN, Compute, Load, Resident, Watched, count, greedy, limits};
 use crate::cli::table;
 use crate::model::Limits;
@@ -356,23 +356,11 @@ fn spread(parts: &[(usize, usize, &[u32])], capacity: usize) -> StepInputs {
 }
 
 pub fn push(inputs: &mut StepInputs, slot: usize, past: usize, tokens: &[u32], capacity: usize) {
-    let (first, first_block) = (inputs.tokens.len() as u32, inputs.blocks.len() as u32);
     let own = capacity.div_ceil(BLOCK_LEN) as u32;
     let block_count = (past + tokens.len()).div_ceil(BLOCK_LEN) as u32;
-    inputs.tokens.extend_from_slice(tokens);
-    inputs.blocks.extend((0..block_count).map(|b| slot as u32 * own + b));
+    let slot = slot as u32;
+    inputs.push(slot, past, tokens.iter().copied(), (0..block_count).map(|b| slot * own + b));
     inputs.logit_rows.push(inputs.tokens.len() as u32 - 1);
-    let (slot, count, past) = (slot as u32, tokens.len() as u32, past as u32);
-    inputs.sequences.push(SequenceInputs {
-        slot,
-        source: slot,
-        first,
-        count,
-        past,
-        first_block,
-        block_count,
-        ..SequenceInputs::default()
-    });
 }
 
 fn decode_step(inputs: &mut StepInputs, last: &[u32], past: usize, capacity: usize) {

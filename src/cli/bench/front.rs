@@ -17,9 +17,9 @@ use super::report::percentile;
 use super::{machine, median, progress};
 use crate::cli::resident::{Compute, Resident, count, limits};
 use crate::cli::serve::NICE_BEHIND;
-use crate::cli::table::table;
+use crate::cli::table;
 use crate::engine::{Busy, EngineConfig, Event, Failure, Handle, Request, Speculation, Stats, SubmitError};
-use crate::model::{Limits, plan};
+use crate::model::Limits;
 
 /// Tokens of one step of either engine at most: the default of `serve --max-num-batched-tokens`.
 const STEP_TOKENS: usize = 256;
@@ -252,20 +252,8 @@ async fn start(
     length: usize,
     config: EngineConfig,
 ) -> anyhow::Result<Inside> {
-    let (sizes, compute) = (sizes(sequences, length), args.compute.clone());
-    let config = EngineConfig {
-        max_sequences: sequences,
-        context_len: length,
-        state_bytes: plan::state_bytes(&resident.config, &sizes) as usize,
-        block_bytes: plan::block_bytes(&resident.config, &sizes, compute.precision()) as usize,
-        ..config
-    };
-    Inside::start(config, move |progress| {
-        let total = resident.bytes();
-        let network = resident.network(&compute, sizes, &|done| progress.set(done, total));
-        network.map_err(|error| format!("{error:#}"))
-    })
-    .await
+    let config = EngineConfig { max_sequences: sequences, context_len: length, ..config };
+    Inside::load(config, resident, &args.compute, sizes(sequences, length)).await
 }
 
 /// Twice the places, so that the prefix cache has room for its checkpoints, as it has in `serve`.
@@ -364,9 +352,8 @@ fn row(case: &'static str, runs: &[Run], alone: &[Run]) -> Row {
 fn print(rows: &[Row]) {
     let header =
         ["case", "TTFT ms p50", "p99", "to alone", "decode tok/s", "to alone", "behind tok/s", "written"];
-    let mut table = table(&header, &[1, 2, 3, 4, 5, 6, 7]);
-    for row in rows {
-        table.add_row([
+    let cells = rows.iter().map(|row| {
+        [
             row.case.to_owned(),
             format!("{:.2}", row.ttft_ms_p50),
             format!("{:.2}", row.ttft_ms_p99),
@@ -375,9 +362,9 @@ fn print(rows: &[Row]) {
             format!("{:.2}", row.decode_to_alone),
             format!("{:.1}", row.behind_tok_per_s),
             format!("{:.1}", row.behind_written_tok_per_s),
-        ]);
-    }
-    println!("{table}");
+        ]
+    });
+    table::print(header, &[1, 2, 3, 4, 5, 6, 7], cells);
 }
 
 #[cfg(test)]

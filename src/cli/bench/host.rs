@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::inside::{Inside, greedy};
 use super::{machine, median, progress};
 use crate::cli::resident::{count, limits};
-use crate::cli::table::table;
+use crate::cli::table;
 use crate::engine::{EngineConfig, Request, Speculation};
 use crate::model::Limits;
 use crate::model::null::{Drafter, Null};
@@ -75,18 +75,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 pub fn print(rows: &[Row]) {
     let header = ["sequences", "drafts", "host us/step", "us/token", "tokens/step", "model us/step"];
-    let mut table = table(&header, &[0, 2, 3, 4, 5]);
-    for row in rows {
-        table.add_row([
+    let cells = rows.iter().map(|row| {
+        [
             row.sequences.to_string(),
             if row.speculation { "on" } else { "off" }.to_owned(),
             format!("{:.2}", row.us_per_step),
             format!("{:.3}", row.us_per_token),
             format!("{:.2}", row.tokens_per_step),
             format!("{:.2}", row.model_us_per_step),
-        ]);
-    }
-    println!("{table}");
+        ]
+    });
+    table::print(header, &[0, 2, 3, 4, 5], cells);
 }
 
 pub async fn measure(args: &Args) -> anyhow::Result<Vec<Row>> {

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use tokio::task::JoinSet;
 
+use crate::cli::resident::{Compute, Resident};
 use crate::engine::{self, EngineConfig, Event, Handle, LoadProgress, Request, Runner, Status};
-use crate::model::Network;
+use crate::model::{Limits, Network, plan};
 use crate::sample::SamplingParams;
 
 /// An engine that is ready.
@@ -50,6 +51,23 @@ impl Run {
 }
 
 impl Inside {
+    /// Around the model of `resident` with these `limits`, at the prices that they give to its states and blocks.
+    /// Errors: the model cannot be loaded.
+    pub async fn load(
+        config: EngineConfig,
+        resident: Resident,
+        compute: &Compute,
+        limits: Limits,
+    ) -> anyhow::Result<Self> {
+        let config = EngineConfig {
+            state_bytes: plan::state_bytes(&resident.config, &limits) as usize,
+            block_bytes: plan::block_bytes(&resident.config, &limits, compute.precision()) as usize,
+            ..config
+        };
+        let compute = compute.clone();
+        Self::start(config, move |progress| resident.load(&compute, limits, progress)).await
+    }
+
     /// Errors: the model cannot be loaded.
     pub async fn start(
         config: EngineConfig,

@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::Parser;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::api::{App, Health};
-use crate::cli::serve;
+use crate::cli::{flags, serve};
 
 /// A server that is ready. It ends with the runtime it runs on, or by [`Local::stop`].
 pub struct Local {
@@ -20,27 +19,19 @@ pub struct Local {
     task: JoinHandle<anyhow::Result<()>>,
 }
 
-/// The flags of `serve`, read apart from ours.
-#[derive(Debug, Parser)]
-#[command(name = "ferrotron serve")]
-struct Line {
-    #[command(flatten)]
-    args: serve::Args,
-}
-
 impl Local {
-    /// Starts `serve --model model` with room for `sequences`, unless `flags` say otherwise, and waits for its model.
+    /// Starts `serve --model model` with room for `sequences`, unless `own` flags say otherwise, and waits for its model.
     /// Errors: a flag that does not fit, a model that cannot be loaded.
-    pub async fn start(model: &str, sequences: usize, flags: &[String]) -> anyhow::Result<Self> {
+    pub async fn start(model: &str, sequences: usize, own: &[String]) -> anyhow::Result<Self> {
         let sequences = sequences.to_string();
         let mut line = vec!["ferrotron serve", "--model", model, "--host", "127.0.0.1", "--port", "0"];
         line.push("--disable-log-stats");
-        if !flags.iter().any(|flag| flag.starts_with("--max-num-seqs") || flag.starts_with("--parallel")) {
+        if !own.iter().any(|flag| flag.starts_with("--max-num-seqs") || flag.starts_with("--parallel")) {
             line.extend(["--max-num-seqs", &sequences]);
         }
-        line.extend(flags.iter().map(String::as_str));
+        line.extend(own.iter().map(String::as_str));
         // Keys of the environment are for servers that others can reach.
-        let mut args = Line::try_parse_from(line).context("flags of the server")?.args;
+        let mut args: serve::Args = flags(line).context("flags of the server")?;
         args.api_key.clear();
         let listener = serve::listen(&args).await?;
         let base = format!("http://{}", listener.local_addr()?);

@@ -451,16 +451,10 @@ fn object(text: &str) -> Result<Map<String, Value>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
+    use crate::cli::flags;
 
     fn parse(line: &str) -> Result<Args, String> {
-        Line::try_parse_from(line.split(' ')).map(|line| line.args).map_err(|error| error.to_string())
+        flags(line.split(' ')).map_err(|error| error.to_string())
     }
 
     fn planned(line: &str) -> Result<(&'static str, &'static str, usize), String> {

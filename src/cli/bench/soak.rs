@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use super::client::Target;
 use super::local::Local;
-use super::{machine, progress};
+use super::{machine, progress, tell};
 use crate::api::Health;
 use crate::cli::resident::count;
 use crate::cli::table::bytes;
@@ -133,11 +133,7 @@ struct Report {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let report = super::runtime()?.block_on(soak(args))?;
-    if args.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        print(&report);
-    }
+    tell(&report, args.json, print)?;
     let Left { running, waiting, slots_used, kv_blocks_used } = report.left;
     if running + waiting + slots_used + kv_blocks_used > 0 {
         return Err(SoakError::NotEmpty { running, waiting, slots_used, kv_blocks_used }.into());

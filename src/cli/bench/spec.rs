@@ -12,7 +12,6 @@ use super::host;
 use super::machine;
 use crate::cli::eval::{self, HELDOUT, Problem};
 use crate::cli::resident::{Compute, Resident, count, limits};
-use crate::cli::table::table;
 use crate::engine::Speculation;
 use crate::model::Limits;
 
@@ -157,9 +156,4 @@ fn host_args(args: &Args) -> host::Args {
         repeats: args.repeats,
         json: args.json,
     }
-}
-
-fn heading(text: &str, header: &[&str], right: &[usize]) -> comfy_table::Table {
-    println!("\n{text}");
-    table(header, right)
 }

@@ -390,15 +390,8 @@ mod tests {
         check("18446744073709551615K", None);
     }
 
-    #[derive(Debug, clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
-
     fn args(line: &[&str]) -> Args {
-        let line = ["serve"].iter().chain(line);
-        <Line as clap::Parser>::try_parse_from(line).map(|line| line.args).expect("valid flags")
+        crate::cli::flags(["serve"].iter().chain(line)).expect("valid flags")
     }
 
     fn models(line: &[&str]) -> Result<Vec<(String, String)>, String> {

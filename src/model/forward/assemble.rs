@@ -2,10 +2,10 @@
 //! touch allocated. After this nothing about sizes can fail.
 
 use super::{Block, BlockMixer, Body, Model, ModelError, Mtp, MtpWorkspace, Uses, Workspace};
-use crate::backend::{Backend, StatePlan};
-use crate::model::Limits;
+use crate::backend::Backend;
 use crate::model::config::{Attention, Layer, Mamba, ModelConfig, Moe};
 use crate::model::fields::{AttentionFields, Fields, LayerFields, MambaFields, Mixer, MoeFields, MtpFields};
+use crate::model::{Limits, plan};
 use crate::ops::{ShapeError, agree};
 use crate::weights::Linear;
 
@@ -18,6 +18,8 @@ impl<B: Backend> Model<B> {
         fields: Fields<Linear>,
         limits: Limits,
     ) -> Result<Self, ModelError> {
+        // Without weights there is no drafter, whatever the configuration says, and no state of one.
+        let config = ModelConfig { mtp: config.mtp.filter(|_| fields.mtp.is_some()), ..config };
         let (h, v) = (config.hidden_size, config.vocab_size);
         let at = |layer: &str| {
             let layer = layer.to_owned();
@@ -38,23 +40,24 @@ impl<B: Backend> Model<B> {
             _ => None,
         };
         let body = Body {
-            embeddings: backend.linear_from(fields.embeddings),
+            embeddings: backend.table_from(fields.embeddings),
             lm_head: backend.linear_from(fields.lm_head),
             norm_f: backend.vector_from(fields.norm_f),
             layers,
         };
-        let state = backend.state(&builder.plan);
+        let state = backend.state(&plan::state_plan(&config, &limits));
         let x = backend.buffer(limits.step_tokens, h);
         let work = builder.finish(&mut backend, v);
         Ok(Model { backend, config, limits, body, mtp, x, work, state })
     }
 }
 
-/// Collects what the layers need while they are checked: buffers by width, states by layer.
+/// Collects what the layers need while they are checked: buffers by width. Counts them by kind, as the state does.
 struct Builder<B: Backend> {
     hidden: usize,
     limits: Limits,
-    plan: StatePlan,
+    mamba: usize,
+    attention: usize,
     widths: Widths,
     uses: Vec<Uses>,
     kind: std::marker::PhantomData<B>,
@@ -87,18 +90,8 @@ fn check(weight: &Linear, name: &'static str, rows: usize, cols: usize) -> Resul
 
 impl<B: Backend> Builder<B> {
     fn new(hidden: usize, limits: Limits) -> Self {
-        let plan = StatePlan {
-            slots: limits.slots,
-            blocks: limits.blocks,
-            block_len: limits.block_len,
-            lanes: limits.lanes,
-            drafts: limits.drafts,
-            kv: limits.kv,
-            ssm: limits.ssm,
-            ..StatePlan::default()
-        };
         let (widths, uses) = (Widths::default(), Vec::new());
-        Builder { hidden, limits, plan, widths, uses, kind: std::marker::PhantomData }
+        Builder { hidden, limits, mamba: 0, attention: 0, widths, uses, kind: std::marker::PhantomData }
     }
 
     fn block(
@@ -157,9 +150,10 @@ impl<B: Backend> Builder<B> {
             b: slot_of(&mut self.widths.xbc, c),
             c: slot_of(&mut self.widths.y, d),
         });
-        self.plan.mamba.push(shape);
+        let index = self.mamba;
+        self.mamba += 1;
         Ok(BlockMixer::Mamba {
-            index: self.plan.mamba.len() - 1,
+            index,
             shape,
             in_proj: backend.linear_from(fields.in_proj),
             conv_weight: backend.vector_from(fields.conv_weight),
@@ -185,9 +179,10 @@ impl<B: Backend> Builder<B> {
         check(&fields.o_proj, "o_proj", self.hidden, wide)?;
         let (a, b) = (slot_of(&mut self.widths.q, wide), slot_of(&mut self.widths.k, narrow));
         self.uses.push(Uses { a, b, ..Uses::default() });
-        self.plan.attention.push(shape);
+        let index = self.attention;
+        self.attention += 1;
         Ok(BlockMixer::Attention {
-            index: self.plan.attention.len() - 1,
+            index,
             shape,
             q_proj: backend.linear_from(fields.q_proj),
             k_proj: backend.linear_from(fields.k_proj),
@@ -259,7 +254,6 @@ impl<B: Backend> Builder<B> {
             }
             layers.push(self.block(backend, &name, kind, fields)?);
         }
-        self.plan.hidden = h;
         Ok(Mtp {
             enorm: backend.vector_from(fields.enorm),
             hnorm: backend.vector_from(fields.hnorm),

@@ -32,7 +32,7 @@ pub fn flops_per_round(unit: Unit) -> usize {
 
 fn f32_lanes() -> usize {
     match Isa::detect() {
-        Isa::Avx512 => 16,
+        Isa::Avx512 | Isa::Avx512Bf16 => 16,
         Isa::Avx2 => 8,
         Isa::Portable | Isa::Neon => 4,
     }
@@ -47,7 +47,7 @@ pub fn multiply(unit: Unit, rounds: usize) {
 pub fn sum(unit: Unit, rounds: usize, x: f32) -> f32 {
     match (unit, Isa::detect()) {
         // SAFETY: `Isa::detect` found these features.
-        (Unit::F32, Isa::Avx512) => unsafe { f32_avx512(rounds, x) },
+        (Unit::F32, Isa::Avx512 | Isa::Avx512Bf16) => unsafe { f32_avx512(rounds, x) },
         // SAFETY: as above.
         (Unit::F32, Isa::Avx2) => unsafe { f32_avx2(rounds, x) },
         (Unit::F32, _) => f32_sse(rounds, x),
@@ -121,7 +121,7 @@ fn bf16_avx512(rounds: usize, x: f32) -> f32 {
 pub fn read(words: &[u64]) {
     black_box(match Isa::detect() {
         // SAFETY: `Isa::detect` found these features.
-        Isa::Avx512 => unsafe { read_avx512(words) },
+        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { read_avx512(words) },
         // SAFETY: as above.
         Isa::Avx2 => unsafe { read_avx2(words) },
         Isa::Portable | Isa::Neon => words.iter().fold(0, |sum, word| sum ^ word),

@@ -6,8 +6,11 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
 mod portable;
 
+use super::packed::Packed;
 use crate::ops::linear::Epilogue;
 use crate::weights::codec::{e2m1_to_f32, e4m3_to_f32};
 use crate::weights::{Format, Linear};
@@ -42,6 +45,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL
     Avx512,
+    /// Those and BF16
+    Avx512Bf16,
     Neon,
 }
 
@@ -68,6 +73,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl");
             if avx2 && avx512 {
                 all.push(Isa::Avx512);
+                if is_x86_feature_detected!("avx512bf16") {
+                    all.push(Isa::Avx512Bf16);
+                }
             }
         }
         #[cfg(target_arch = "aarch64")]
@@ -80,8 +88,19 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512-bf16",
             Isa::Neon => "neon",
         }
+    }
+
+    /// Whether the kernels written in AVX-512 run.
+    pub fn has_avx512(self) -> bool {
+        matches!(self, Isa::Avx512 | Isa::Avx512Bf16)
+    }
+
+    /// Whether there are instructions for products of BF16, and so kernels for [`Packed`] weights.
+    pub fn multiplies_bf16(self) -> bool {
+        self == Isa::Avx512Bf16
     }
 }
 
@@ -104,7 +123,7 @@ macro_rules! versions {
                 }
                 match isa {
                     // SAFETY: `Isa::available` lists a set only after the CPU reported its features.
-                    $crate::backend::cpu::simd::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    isa if isa.has_avx512() => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::backend::cpu::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     _ => {}
@@ -187,8 +206,8 @@ pub fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
 /// Rows of tokens that share one product: token i's operand is row `index(i)` of `x`, its result row
 /// `index_out(i)` of the output.
 #[derive(Clone, Copy)]
-pub struct Tokens<'a> {
-    pub x: &'a [f32],
+pub struct Tokens<'a, X = f32> {
+    pub x: &'a [X],
     /// Which rows of `x`; all of them in order where `None`.
     pub rows: Option<&'a [u32]>,
     /// Divides `rows` entries: pair p of token t is `t * K + j`, and its operand is row p / K.
@@ -196,13 +215,43 @@ pub struct Tokens<'a> {
     pub count: usize,
 }
 
-impl<'a> Tokens<'a> {
-    pub fn all(x: &'a [f32], count: usize) -> Self {
+/// Tokens as the kernels for a weight read them.
+#[derive(Clone, Copy)]
+pub enum Operands<'a> {
+    F32(Tokens<'a>),
+    /// BF16, for [`Packed`] weights.
+    Bf16(Tokens<'a, u16>),
+}
+
+impl<'a> Operands<'a> {
+    /// Token `t` alone; rows are `width` long.
+    pub fn one(self, t: usize, width: usize) -> Self {
+        match self {
+            Operands::F32(tokens) => Operands::F32(Tokens::all(tokens.row(t, width), 1)),
+            Operands::Bf16(tokens) => Operands::Bf16(Tokens::all(tokens.row(t, width), 1)),
+        }
+    }
+
+    /// Those of pairs: `divisor` pairs to a row.
+    pub fn of_pairs(self, pairs: &'a [u32], divisor: usize) -> Self {
+        match self {
+            Operands::F32(tokens) => Operands::F32(tokens.of_pairs(pairs, divisor)),
+            Operands::Bf16(tokens) => Operands::Bf16(tokens.of_pairs(pairs, divisor)),
+        }
+    }
+}
+
+impl<'a, X: Copy> Tokens<'a, X> {
+    fn of_pairs(self, pairs: &'a [u32], divisor: usize) -> Self {
+        Tokens { rows: Some(pairs), divisor: divisor as u32, count: pairs.len(), ..self }
+    }
+
+    pub fn all(x: &'a [X], count: usize) -> Self {
         Tokens { x, rows: None, divisor: 1, count }
     }
 
     #[inline(always)]
-    pub fn row(&self, i: usize, width: usize) -> &'a [f32] {
+    pub fn row(&self, i: usize, width: usize) -> &'a [X] {
         let row = self.rows.map_or(i, |rows| (rows[i] / self.divisor) as usize);
         &self.x[row * width..][..width]
     }
@@ -227,7 +276,7 @@ impl<F: FnMut(usize, usize, &mut [f32])> Sink for F {
 }
 
 /// Products of rows `from..to` of `weight` with every token, handed to `sink` as they are ready.
-/// `scratch` [4 * cols] holds decoded rows when there are enough tokens to pay for decoding once.
+/// `scratch` [[`SCRATCH_ROWS`] * cols] holds decoded rows when there are enough tokens to pay for decoding once.
 pub fn rows(
     isa: Isa,
     weight: &Linear,
@@ -237,8 +286,6 @@ pub fn rows(
     scratch: &mut [f32],
     sink: &mut impl Sink,
 ) {
-    /// Rows that are decoded together: a copy of more leaves the L1 cache.
-    const DECODED: usize = 4;
     /// From here on a decoded copy in the L1 cache is cheaper than decoding again. Decoding in registers costs two to
     /// six instructions per 16 weights and 4 tokens, so a copy has to serve many.
     const DECODE_ONCE: usize = 32;
@@ -250,15 +297,35 @@ pub fn rows(
         }
         return;
     }
-    for r in (from..to).step_by(DECODED) {
-        let count = DECODED.min(to - r);
+    for r in (from..to).step_by(SCRATCH_ROWS) {
+        let count = SCRATCH_ROWS.min(to - r);
         let scratch = &mut scratch[..count * width];
         for (i, row) in scratch.chunks_exact_mut(width).enumerate() {
             decode(isa, weight, r + i, row);
         }
-        let decoded = Rows::F32(bytemuck_cast(scratch));
+        let decoded = Rows::F32(bytes_of(scratch));
         token_tiles(isa, &decoded, scale, (0, r), count, width, tokens, sink);
     }
+}
+
+/// Rows that are decoded together: a copy of more leaves the L1 cache.
+pub const SCRATCH_ROWS: usize = 4;
+
+/// As [`rows`], of a weight in the order of the BF16 kernels. `from` must be a multiple of 16.
+pub fn packed_rows(
+    isa: Isa,
+    weight: &Packed,
+    from: usize,
+    to: usize,
+    tokens: Tokens<'_, u16>,
+    sink: &mut impl Sink,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Bf16 {
+        return avx512bf16::rows(weight, from, to, tokens, sink);
+    }
+    let _ = (weight, from, to, tokens, sink);
+    unreachable!("{} has no kernel for packed weights", isa.name());
 }
 
 /// Runs tiles of at most 4 tokens over `count` rows from `first`, which the sink knows as rows from `named` on.
@@ -322,18 +389,36 @@ impl<'a> Rows<'a> {
     }
 }
 
-fn bytemuck_cast(values: &[f32]) -> &[u8] {
+fn bytes_of(values: &[f32]) -> &[u8] {
     // SAFETY: any f32 is four plain bytes, u8 has no alignment, and the length is the slice's own.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// The same memory as numbers of half the size.
+pub fn halves_of(values: &mut [f32]) -> &mut [u16] {
+    // SAFETY: any bits are a u16 and any two of them an f32, whose alignment is more than enough.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), 2 * values.len()) }
 }
 
 /// sums[j][i] = row (first + i) · x[j], for up to 16 rows and up to 4 tokens of `width` numbers.
 fn tile(isa: Isa, rows: &Rows<'_>, first: usize, count: usize, width: usize, x: &[&[f32]], sums: &mut Sums) {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
+    if isa.has_avx512() {
         return avx512::tile(rows, first, count, width, x, sums);
     }
     portable::tile(isa, *rows, first, count, width, x, sums);
+}
+
+/// Rounds to BF16, to even.
+pub fn narrow(isa: Isa, from: &[f32], to: &mut [u16]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Bf16 {
+        return avx512bf16::narrow(from, to);
+    }
+    let _ = isa;
+    for (from, to) in from.iter().zip(to) {
+        *to = half::bf16::from_f32(*from).to_bits();
+    }
 }
 
 /// One row as f32, without the scale per tensor: the same numbers [`tile`] multiplies.
@@ -381,12 +466,12 @@ impl<T> Output<T> {
 }
 
 impl Output {
-    /// `y` goes to columns from `column` on of `row`.
+    /// `y` goes to columns from `column` on of `row`; returns what is there then.
     ///
     /// # Safety
     /// As for [`Output::slice`].
     #[inline(always)]
-    pub unsafe fn apply(self, row: usize, column: usize, y: &[f32], epilogue: Epilogue) {
+    pub unsafe fn apply<'a>(self, row: usize, column: usize, y: &[f32], epilogue: Epilogue) -> &'a mut [f32] {
         // SAFETY: passed on from the caller.
         let out = unsafe { self.slice(row, column, y.len()) };
         match epilogue {
@@ -394,6 +479,7 @@ impl Output {
             Epilogue::Store if y.len() == ROWS => out[..ROWS].copy_from_slice(&y[..ROWS]),
             epilogue => out.iter_mut().zip(y).for_each(|(out, &y)| epilogue.apply(y, out)),
         }
+        out
     }
 }
 

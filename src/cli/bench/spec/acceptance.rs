@@ -3,9 +3,9 @@
 
 use serde::Serialize;
 
-use super::heading;
 use crate::backend::{DraftInputs, Hidden, StepInputs};
 use crate::cli::resident::{BLOCK_LEN, greedy};
+use crate::cli::table;
 use crate::model::Network;
 
 /// Guesses at one depth, of those whose earlier guesses were all right.
@@ -98,13 +98,13 @@ fn guess(network: &mut dyn Network, ids: &[u32], read: usize, depth: usize) -> a
 pub fn print(rows: &[DepthRow]) {
     let Some(first) = rows.first() else { return };
     let header = ["depth", "asked", "right", "% of asked", "% of all"];
-    let mut table = heading("How often the draft head is right, greedily", &header, &[0, 1, 2, 3, 4]);
-    for row in rows {
+    let cells = rows.iter().map(|row| {
         let all = 100.0 * row.right as f64 / first.asked.max(1) as f64;
         let (depth, asked, right) = (row.depth.to_string(), row.asked.to_string(), row.right.to_string());
-        table.add_row([depth, asked, right, format!("{:.1}", row.percent()), format!("{all:.1}")]);
-    }
-    println!("{table}");
+        [depth, asked, right, format!("{:.1}", row.percent()), format!("{all:.1}")]
+    });
+    println!("\nHow often the draft head is right, greedily");
+    table::print(header, &[0, 1, 2, 3, 4], cells);
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::heading;
 use crate::backend::{DraftInputs, Hidden, SequenceInputs, StepInputs};
 use crate::cli::bench::decode::{prompt, push};
 use crate::cli::bench::{median, progress};
+use crate::cli::table;
 use crate::model::Network;
 
 /// Tokens per sequence and step that are compared.
@@ -167,22 +167,23 @@ impl<'a> Race<'a> {
 
 pub fn print(cost: &Cost) {
     let header = ["sequences", "tokens each", "ms", "to one token"];
-    let mut table = heading("Verifying t tokens per sequence in one step", &header, &[0, 1, 2, 3]);
-    for row in &cost.verify {
+    let cells = cost.verify.iter().map(|row| {
         let (sequences, tokens) = (row.sequences.to_string(), row.tokens.to_string());
-        table.add_row([sequences, tokens, format!("{:.3}", row.ms), format!("{:.2}", row.ratio)]);
-    }
-    println!("{table}");
+        [sequences, tokens, format!("{:.3}", row.ms), format!("{:.2}", row.ratio)]
+    });
+    println!("\nVerifying t tokens per sequence in one step");
+    table::print(header, &[0, 1, 2, 3], cells);
     if cost.draft.is_empty() {
         println!("\nNo draft head here: drafts can only come from what stood before.");
         return;
     }
     let header = ["sequences", "ms", "to a step of one token"];
-    let mut table = heading("One pass of the drafter", &header, &[0, 1, 2]);
-    for row in &cost.draft {
-        table.add_row([row.sequences.to_string(), format!("{:.3}", row.ms), format!("{:.2}", row.ratio)]);
-    }
-    println!("{table}");
+    let cells = cost
+        .draft
+        .iter()
+        .map(|row| [row.sequences.to_string(), format!("{:.3}", row.ms), format!("{:.2}", row.ratio)]);
+    println!("\nOne pass of the drafter");
+    table::print(header, &[0, 1, 2], cells);
 }
 
 #[cfg(test)]

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use anyhow::bail;
 use serde::Serialize;
 
-use super::{Args, DEPTH_MAX, heading};
+use super::{Args, DEPTH_MAX};
 use crate::cli::bench::inside::{Inside, Run, greedy};
 use crate::cli::bench::{median, progress};
 use crate::cli::resident::{Resident, limits};
+use crate::cli::table;
 use crate::engine::{EngineConfig, Request, Speculation};
-use crate::model::{Limits, plan};
+use crate::model::Limits;
 
 /// Tokens of one step at least.
 const STEP_TOKENS: usize = 256;
@@ -42,20 +43,8 @@ pub async fn measure(
     longest: usize,
 ) -> anyhow::Result<Vec<Row>> {
     let sizes = sizes(args, longest);
-    let compute = args.compute.clone();
-    let config = EngineConfig {
-        max_sequences: args.most(),
-        context_len: longest,
-        state_bytes: plan::state_bytes(&resident.config, &sizes) as usize,
-        block_bytes: plan::block_bytes(&resident.config, &sizes, compute.precision()) as usize,
-        ..EngineConfig::default()
-    };
-    let engine = Inside::start(config, move |progress| {
-        let total = resident.bytes();
-        let network = resident.network(&compute, sizes, &|done| progress.set(done, total));
-        network.map_err(|error| format!("{error:#}"))
-    })
-    .await?;
+    let config = EngineConfig { max_sequences: args.most(), context_len: longest, ..EngineConfig::default() };
+    let engine = Inside::load(config, resident, &args.compute, sizes).await?;
     let requests = |speculation| {
         let request = |prompt: &Vec<u32>| Request {
             stop_ids: stop.clone(),
@@ -150,10 +139,8 @@ pub fn print(rows: &[Row]) {
         "on tokens/step",
         "accepted %",
     ];
-    let right = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
-    let mut table = heading("Without and with drafts, the same ids both ways", &header, &right);
-    for row in rows {
-        table.add_row([
+    let cells = rows.iter().map(|row| {
+        [
             row.sequences.to_string(),
             format!("{:.1}", row.off_tok_per_s),
             format!("{:.1}", row.on_tok_per_s),
@@ -164,9 +151,10 @@ pub fn print(rows: &[Row]) {
             format!("{:.2}", row.off_tokens_per_step),
             format!("{:.2}", row.on_tokens_per_step),
             format!("{:.1}", row.accepted_percent),
-        ]);
-    }
-    println!("{table}");
+        ]
+    });
+    println!("\nWithout and with drafts, the same ids both ways");
+    table::print(header, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], cells);
 }
 
 #[cfg(test)]
