@@ -16,8 +16,9 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use clap::Parser;
 use ferrotron::backend::cpu::Cpu;
-use ferrotron::backend::{Backend, BlockCopy, Heads, Precision, SequenceInputs, StatePlan, StepInputs};
+use ferrotron::backend::{Backend, BlockCopy, Heads, KvType, SequenceInputs, StatePlan, StepInputs};
 use ferrotron::cli::bench::ceiling::Ceiling;
+use ferrotron::cli::resident::{BackendName, Compute};
 use ferrotron::cli::table;
 use ferrotron::model::config::{Attention, Layer, Mamba, ModelConfig, Moe};
 use ferrotron::model::embedded::BLUEPRINTS;
@@ -55,9 +56,8 @@ struct Args {
     /// Tokens of a step
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 64, 512])]
     tokens: Vec<usize>,
-    /// Compute threads [default: one per core]
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    compute: Compute,
     /// One JSON object per line
     #[arg(long)]
     json: bool,
@@ -82,11 +82,11 @@ struct Row {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = args.threads.unwrap_or(cores);
+    ensure!(args.compute.backend == BackendName::Cpu, "--backend: the operations are those of cpu");
+    let (threads, precision) = (args.compute.threads(), args.compute.precision());
     let config = config(&args.model)?;
     let ceiling = Ceiling::measure(threads)?;
-    let cpu = Cpu::new(Precision::F32, threads)?;
+    let cpu = Cpu::new(precision, threads)?;
     // Hidden by indicatif itself where standard error is no terminal.
     let bar =
         ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {pos} rows, {msg}")?);
@@ -288,10 +288,11 @@ impl Suite {
 
     fn attention(&mut self, shape: &Attention) {
         let text = format!("[{}/{}, {}]", shape.heads, shape.kv_heads, shape.head_dim);
-        if !self.wanted("attention", &text, "F32") {
+        let cell = KvType::Auto.cell(self.args.compute.precision());
+        if !self.wanted("attention", &text, cell.name()) {
             return;
         }
-        let page = 2 * shape.kv_heads * BLOCK_LEN * shape.head_dim * 4;
+        let page = 2 * shape.kv_heads * BLOCK_LEN * shape.head_dim * cell.bytes();
         let longest = DEPTHS.into_iter().max().unwrap_or(0).div_ceil(BLOCK_LEN) + 1;
         let blocks = copies(page).max(longest);
         let plan = StatePlan {
@@ -323,9 +324,9 @@ impl Suite {
                 let blocks = (start..start + own).map(|block| block as u32).collect();
                 StepInputs { blocks, ..single.clone() }
             };
-            let cost = ops::attention::cost(shape, &single, 4);
+            let cost = ops::attention::cost(shape, &single, cell.bytes());
             let label = format!("{text} past {past}");
-            self.measure(("attention", label, "F32", tokens), cost, |cpu, run| {
+            self.measure(("attention", label, cell.name(), tokens), cost, |cpu, run| {
                 cpu.attention(&step(run), 0, shape, &q, &k, &v, &mut state, &mut out);
             });
         }

@@ -161,9 +161,11 @@ impl Resident {
             (LoadFormat::Auto, None) => {
                 let source = presets::resolve(model, &hub_cache())?.source();
                 let checkpoint = Checkpoint::open(source).map_err(|error| match error {
-                    WeightsError::NoWeights { place } => anyhow::anyhow!(
-                        "{place} has no weights; commands with --load-format can make random ones: `dummy`"
-                    ),
+                    WeightsError::NoWeights { .. } => {
+                        anyhow::anyhow!(
+                            "{error}; commands that take `--load-format dummy` make random weights"
+                        )
+                    }
                     error => error.into(),
                 })?;
                 let (config, generation) = configuration(checkpoint.source())?;
