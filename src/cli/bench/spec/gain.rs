@@ -42,19 +42,21 @@ pub async fn measure(
     stop: Vec<u32>,
     longest: usize,
 ) -> anyhow::Result<Vec<Row>> {
-    let sizes = sizes(args, longest);
+    let sizes = sizes(args, prompts.len(), longest);
     let config = EngineConfig { max_sequences: args.most(), context_len: longest, ..EngineConfig::default() };
     let engine = Inside::load(config, resident, &args.compute, sizes).await?;
-    let requests = |speculation| {
+    // Each has a prefix cache of its own: a prompt that was read without drafts left nothing that the draft head knows.
+    let requests = |speculation, salt: &str| {
         let request = |prompt: &Vec<u32>| Request {
             stop_ids: stop.clone(),
             speculation,
+            cache_salt: Some(salt.into()),
             ..Request::new(prompt.clone(), greedy(), args.max_tokens)
         };
         Arc::new(prompts.iter().map(request).collect::<Vec<_>>())
     };
-    let off = requests(Speculation { depth_max: 0, ..Speculation::default() });
-    let on = requests(args.speculation());
+    let off = requests(Speculation { depth_max: 0, ..Speculation::default() }, "off");
+    let on = requests(args.speculation(), "on");
     let bar = progress("on and off", args.concurrency.len() * (args.repeats + 1), args.json)?;
     let mut rows = Vec::new();
     for &sequences in &args.concurrency {
@@ -81,12 +83,13 @@ pub async fn measure(
     Ok(rows)
 }
 
-/// Twice the places, so that the prefix cache has room for its checkpoints.
-fn sizes(args: &Args, longest: usize) -> Limits {
+/// Places enough that the prefix cache keeps every prompt and answer, of both kinds: what it drops would be read again
+/// by one of them and not by the other.
+fn sizes(args: &Args, prompts: usize, longest: usize) -> Limits {
     let sequences = args.most();
     let step_tokens = STEP_TOKENS.max(sequences * (1 + DEPTH_MAX));
     let drafts = args.depth.unwrap_or(DEPTH_MAX);
-    Limits { lanes: sequences, drafts, ..limits(2 * sequences, longest + DEPTH_MAX, step_tokens) }
+    Limits { lanes: sequences, drafts, ..limits(sequences + 4 * prompts, longest + DEPTH_MAX, step_tokens) }
 }
 
 /// Drafts change when tokens come, never which.
