@@ -138,6 +138,115 @@ fn bench_measures_and_says_so_in_json_and_in_a_table() {
     check_positive(&good_json(&[&prefill[..], &["--json"]].concat()));
 }
 
+#[test]
+fn bench_measures_random_weights_of_every_format_from_a_configuration() {
+    let decode = [
+        "bench",
+        "decode",
+        "--tokens",
+        "2",
+        "--repeats",
+        "1",
+        "--batch",
+        "1",
+        "--load-format",
+        "dummy",
+        "--json",
+    ];
+    let mut sizes = Vec::new();
+    for format in ["bf16", "fp8", "nvfp4"] {
+        let report = good_json(&[&decode[..], &["--quantization", format]].concat());
+        check_positive(&report);
+        sizes.push(report["weights_bytes"].as_u64().expect("bytes"));
+    }
+    assert!(sizes.is_sorted_by(|a, b| a > b), "{sizes:?}");
+
+    bad(&["bench", "decode", "--quantization", "fp8"], &["--quantization", "--load-format dummy"]);
+    bad(&["bench", "decode", "--quantization", "int3", "--load-format", "dummy"], &["int3", "nvfp4"]);
+    bad(&["bench", "decode", "--model", "bench-nano"], &["bench-nano", "--load-format", "dummy"]);
+}
+
+#[test]
+fn a_deep_context_is_a_row_of_its_own_and_moves_its_keys_and_values() {
+    let decode = [
+        "bench",
+        "decode",
+        "--tokens",
+        "2",
+        "--repeats",
+        "1",
+        "--batch",
+        "1",
+        "--context",
+        "0,16,640",
+        "--dtype",
+        "f32",
+        "--json",
+    ];
+    let report = good_json(&decode);
+    let rows = report["rows"].as_array().expect("rows");
+    let bytes: Vec<u64> = rows.iter().map(|row| row["bytes_per_token"].as_u64().expect("bytes")).collect();
+    // Two attention layers of tiny, keys and values of two heads of 128, f32.
+    assert_eq!((bytes[1] - bytes[0], bytes[2] - bytes[0]), (16 * 4096, 640 * 4096));
+    assert!(rows[0]["ttft_ms"].is_null() && rows[1]["ttft_ms"].is_number() && rows[2]["ttft_ms"].is_null());
+    assert_eq!(rows[0]["to_first"], json!(1.0));
+}
+
+#[test]
+fn a_profile_adds_up_to_its_total() {
+    let decode = ["bench", "decode", "--tokens", "3", "--repeats", "1", "--batch", "2"];
+    let prefill = ["bench", "prefill", "--lengths", "8", "--chunk", "4", "--repeats", "1"];
+    for (bench, calls) in [(&decode[..], 68.0), (&prefill[..], 65.0 + 68.0)] {
+        let report = good_json(&[bench, &["--profile", "--json"]].concat());
+        let profile = &report["profiles"][0];
+        let number =
+            |value: &Value, name: &str| value[name].as_f64().unwrap_or_else(|| panic!("{name} in {value}"));
+        let lines = profile["lines"].as_array().expect("lines");
+        let sum = |name: &str| lines.iter().map(|line| number(line, name)).sum::<f64>();
+        let total = &profile["total"];
+        for name in ["bytes", "flops", "calls"] {
+            assert_eq!(sum(name), number(total, name), "{name}");
+        }
+        assert_eq!(number(total, "calls"), calls);
+        assert!((sum("ms") + number(profile, "rest_ms") - number(total, "ms")).abs() < 1e-6);
+        let table = good(&[bench, &["--profile"]].concat());
+        for word in ["experts", "in no operation", "% of memory", "GFLOP/s"] {
+            assert!(table.contains(word), "no {word} in {table}");
+        }
+    }
+}
+
+#[test]
+fn the_ceilings_and_a_load_are_measured() {
+    let report = good_json(&["bench", "roofline", "--threads", "1", "--json"]);
+    let row = &report["rows"][0];
+    assert!(row["read_gb_per_s"].as_f64().is_some_and(|value| value > 0.0), "{report}");
+    assert!(row["peaks"][0]["gflop_per_s"].as_f64().is_some_and(|value| value > 0.0), "{report}");
+    let report = good_json(&["bench", "load", "--repeats", "1", "--json"]);
+    assert_eq!(report["weights_bytes"], json!(9_122_496));
+    assert!(report["gb_per_s"].as_f64().is_some_and(|value| value > 0.0), "{report}");
+    bad(&["bench", "load", "--model", "bench-super"], &["bench-super", "safetensors"]);
+}
+
+#[test]
+fn quantize_writes_random_weights_that_are_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().expect("a temporary path is UTF-8").to_owned();
+    let (a, b, c) = (path("a"), path("b"), path("c"));
+    let write = ["quantize", "--random", "--quantization", "fp8", "--seed", "5", "tiny"];
+    assert!(good(&[&write[..], &[&a]].concat()).contains("4,561,"));
+    good(&[&write[..], &[&b]].concat());
+    good(&["quantize", "--random", "--quantization", "fp8", "tiny", &c]);
+    let weights = |path: &str| fs::read(Path::new(path).join("model.safetensors")).expect("weights");
+    assert!(weights(&a) == weights(&b) && weights(&a) != weights(&c), "the seed alone decides");
+    assert!(good(&["check", &a]).contains("every tensor of the network is there"));
+    let logits = rows(&score(&a, &[10, 42, 11], 0, &[])["logits"]);
+    assert!(logits.iter().flatten().all(|logit| logit.is_finite()));
+    bad(&["quantize", "--random", "tiny", &a], &[&a, "--force"]);
+    bad(&["quantize", "--seed", "5", "tiny", &path("d")], &["--random"]);
+    bad(&["quantize", "--random", "nowhere", &path("d")], &["\"nowhere\"", "bench-nano"]);
+}
+
 /// The figures of `vllm bench serve` in a level of `bench serve --json`, for four requests.
 fn check_level(level: &Value, concurrency: u64) {
     assert_eq!((&level["completed"], &level["failed"]), (&json!(4), &json!(0)), "{level}");
@@ -316,7 +425,7 @@ fn eval_answers_the_prompts_of_a_file() {
 #[test]
 fn models_lists_what_has_a_name() {
     let list = good(&["models"]);
-    for name in ["tiny", "nano-nvfp4", "super-nvfp4", "nano-4b", "in this program"] {
+    for name in ["tiny", "bench-nano", "nano-nvfp4", "super-nvfp4", "nano-4b", "in this program"] {
         assert!(list.contains(name), "no {name} in {list}");
     }
 }
@@ -347,7 +456,8 @@ fn every_command_shows_an_example() {
         let help = good(&[command, "--help"]);
         assert!(help.contains("Example") && help.contains("  ferrotron "), "{command}: {help}");
     }
-    for bench in ["decode", "prefill", "serve", "spec", "agents", "host", "front", "soak"] {
+    for bench in ["decode", "prefill", "load", "roofline", "serve", "spec", "agents", "host", "front", "soak"]
+    {
         let help = good(&["bench", bench, "--help"]);
         assert!(help.contains("Example") && help.contains("  ferrotron "), "bench {bench}: {help}");
     }

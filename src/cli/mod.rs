@@ -10,7 +10,7 @@ pub mod quantize;
 pub mod resident;
 pub mod score;
 pub mod serve;
-mod table;
+pub mod table;
 
 use std::ffi::OsString;
 

@@ -3,10 +3,11 @@
 use super::pull::hub_cache;
 use super::table::{bytes, table};
 use crate::model::config::ModelConfig;
-use crate::model::embedded::EMBEDDED;
+use crate::model::embedded::{BLUEPRINTS, EMBEDDED};
 use crate::model::manifest::Manifest;
 use crate::model::presets::{self, PRESETS};
-use crate::weights::{Checkpoint, Source};
+use crate::model::quantization::Recipe;
+use crate::weights::{Checkpoint, Kind, Source};
 
 /// List the models that have a name here, and the ones on this machine
 #[derive(Debug, clap::Args)]
@@ -22,6 +23,19 @@ pub fn run(_: Args) -> anyhow::Result<()> {
         let source = Source::embedded(name, files);
         let (parameters, size, context) = sizes(source).unwrap_or_default();
         out.add_row([name.to_string(), parameters, size, context, "yes".into(), "in this program".into()]);
+    }
+    for (name, files) in BLUEPRINTS {
+        let source = Source::embedded(name, files);
+        let config = ModelConfig::from_json(&source.file("config.json")?.unwrap_or_default())?;
+        let totals = Manifest::new(&config, &Recipe::uniform(Kind::BF16)).totals();
+        out.add_row([
+            name.to_string(),
+            billions(totals.parameters),
+            bytes(totals.bytes),
+            config.max_position_embeddings.to_string(),
+            "yes".into(),
+            "in this program, without weights: `bench decode --load-format dummy`".into(),
+        ]);
     }
     let mut known = Vec::new();
     for preset in PRESETS {
@@ -54,7 +68,7 @@ pub fn run(_: Args) -> anyhow::Result<()> {
 fn sizes(source: Source) -> Option<(String, String, String)> {
     let checkpoint = Checkpoint::open(source).ok()?;
     let config = ModelConfig::from_json(&checkpoint.file("config.json").ok()??).ok()?;
-    let recipe = crate::model::quantization::Recipe::uniform(crate::weights::Kind::BF16);
+    let recipe = Recipe::uniform(Kind::BF16);
     let parameters = Manifest::new(&config, &recipe).totals().parameters;
     Some((billions(parameters), bytes(checkpoint.bytes()), config.max_position_embeddings.to_string()))
 }

@@ -161,9 +161,11 @@ impl Resident {
             (LoadFormat::Auto, None) => {
                 let location = presets::resolve(model, &hub_cache())?;
                 let checkpoint = location.open().map_err(|error| match error {
-                    OpenError::Weights(WeightsError::NoWeights { place }) => anyhow::anyhow!(
-                        "{place} has no weights; commands with --load-format can make random ones: `dummy`"
-                    ),
+                    OpenError::Weights(WeightsError::NoWeights { .. }) => {
+                        anyhow::anyhow!(
+                            "{error}; commands that take `--load-format dummy` make random weights"
+                        )
+                    }
                     error => error.into(),
                 })?;
                 let (config, generation) = configuration(checkpoint.source())?;

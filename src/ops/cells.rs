@@ -24,6 +24,16 @@ impl Cell {
             Cell::Fp8 => 1,
         }
     }
+
+    /// The name that tables use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cell::F32 => "F32",
+            Cell::F16 => "F16",
+            Cell::Bf16 => "BF16",
+            Cell::Fp8 => "FP8",
+        }
+    }
 }
 
 /// Kept numbers, all of one kind.

@@ -21,7 +21,7 @@ mod arch;
 mod memory;
 
 use std::io;
-use std::sync::Barrier;
+use std::sync::{Barrier, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Runs of each measurement; the best one is the ceiling, for whatever disturbs a run only makes it slower.
@@ -119,13 +119,17 @@ fn best_time<S>(
         let spans: Vec<(Instant, Instant)> = (0..runs).map(one).collect();
         own.map(|_| spans)
     };
+    // Nobody may come to the barrier before it is known that all can.
+    let all_there = OnceLock::new();
+    let help = || if *all_there.wait() { run() } else { Ok(Vec::new()) };
     let all: Vec<Vec<(Instant, Instant)>> = std::thread::scope(|scope| {
-        let mut helpers = Vec::with_capacity(threads);
-        for number in 1..threads {
-            let name = format!("roofline-{number}");
-            helpers.push(std::thread::Builder::new().name(name).spawn_scoped(scope, &run)?);
-        }
-        let joined = helpers.into_iter().map(|helper| helper.join().expect("a kernel does not panic"));
+        let spawn = |number: usize| {
+            let thread = std::thread::Builder::new().name(format!("roofline-{number}"));
+            thread.spawn_scoped(scope, help)
+        };
+        let helpers: io::Result<Vec<_>> = (1..threads).map(spawn).collect();
+        all_there.get_or_init(|| helpers.is_ok());
+        let joined = helpers?.into_iter().map(|helper| helper.join().expect("a kernel does not panic"));
         std::iter::once(run()).chain(joined).collect::<io::Result<_>>()
     })?;
     let wall = |run: usize| {

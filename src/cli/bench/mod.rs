@@ -2,7 +2,7 @@
 
 mod agents;
 mod answer;
-mod ceiling;
+pub mod ceiling;
 mod chance;
 mod client;
 mod dataset;
