@@ -62,6 +62,9 @@ pub struct Args {
     /// Drafts per sequence and step at most [default: the engine's choice]
     #[arg(long, value_parser = count::<DEPTH_MAX>)]
     depth: Option<usize>,
+    /// As many drafts as --depth says, whether they pay or not
+    #[arg(long)]
+    always: bool,
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -77,7 +80,7 @@ impl Args {
             depth_max: self.depth.map_or(u32::MAX, |depth| depth as u32),
             mtp: self.method != Method::Ngram,
             ngram: self.method != Method::Mtp,
-            adaptive: std::env::var_os("NOAD").is_none(),
+            adaptive: !self.always,
         }
     }
 }
