@@ -27,7 +27,7 @@ use simd::{Isa, Operands, Output, Sink, Tokens};
 use team::Team;
 
 /// Below this many multiply-adds an operation stays on the calling thread: waking the others costs more.
-const PARALLEL_FROM: usize = 1 << 16;
+const PARALLEL_FROM: usize = 1 << 14;
 
 /// Rows of a weight per piece of work. Small enough to balance, large enough that taking one is free.
 const ROWS_PER_PIECE: usize = 2 * TILE;
