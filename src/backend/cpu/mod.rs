@@ -23,7 +23,8 @@ use crate::model::config::{Attention, Mamba, Moe};
 use crate::ops::{self, cells::Cells, linear::Epilogue};
 use crate::weights::Linear;
 use packed::{Packed, TILE};
-use simd::{Isa, Operands, Output, Sink, Tokens};
+use simd::place::{Place, Target};
+use simd::{Isa, Operands, Output, Tokens};
 use team::Team;
 
 /// Below this many multiply-adds an operation stays on the calling thread: waking the others costs more.
@@ -121,11 +122,13 @@ impl Weight {
         (from, to): (usize, usize),
         operands: Operands<'_>,
         scratch: &mut [f32],
-        sink: &mut impl Sink,
+        place: Place<'_>,
     ) {
         match (self, operands) {
-            (Weight::Stored(weight), Operands::F32(x)) => simd::rows(isa, weight, from, to, x, scratch, sink),
-            (Weight::Packed(weight), Operands::Bf16(x)) => simd::packed_rows(isa, weight, from, to, x, sink),
+            (Weight::Stored(weight), Operands::F32(x)) => {
+                simd::rows(isa, weight, from, to, x, scratch, place)
+            }
+            (Weight::Packed(weight), Operands::Bf16(x)) => simd::packed_rows(isa, weight, from, to, x, place),
             _ => unreachable!("operands are made for the weight"),
         }
     }
@@ -205,11 +208,9 @@ impl Cpu {
         let output = Output::new(&mut out.data, out.width);
         let operands = operands(isa, &mut self.crew, weight, x, tokens, &mut self.operands);
         let piece = |scratch: &mut Scratch, from: usize, to: usize| {
-            let sink = &mut |r: usize, t: usize, y: &mut [f32]| {
-                // SAFETY: pieces have disjoint rows r, which are columns of the output.
-                precision.round(unsafe { output.apply(t, r, y, epilogue) });
-            };
-            weight.multiply(isa, (from, to), operands, &mut scratch.rows, sink);
+            // SAFETY: pieces have disjoint rows of the weight, which are columns of the output.
+            let place = unsafe { Place::new(isa, Target::Rows { output, epilogue, precision }) };
+            weight.multiply(isa, (from, to), operands, &mut scratch.rows, place);
         };
         let work = weight.rows() * weight.cols() * tokens;
         split(&mut self.crew, weight.rows(), ROWS_PER_PIECE, work, piece);
@@ -580,8 +581,11 @@ impl Backend for Cpu {
             let Scratch { rows, scores, .. } = scratch;
             let (logits, selection) = scores.split_at_mut(experts);
             for t in from..to {
-                let sink = &mut |r: usize, _: usize, y: &mut [f32]| logits[r..][..y.len()].copy_from_slice(y);
-                gate.multiply(isa, (0, experts), operands.one(t, gate.cols()), rows, sink);
+                let (output, precision) = (Output::new(logits, experts), Precision::F32);
+                let target = Target::Rows { output, epilogue: Epilogue::Store, precision };
+                // SAFETY: the logits are this thread's own.
+                let place = unsafe { Place::new(isa, target) };
+                gate.multiply(isa, (0, experts), operands.one(t, gate.cols()), rows, place);
                 // SAFETY: pieces have disjoint tokens, which are rows of ids and weights.
                 let (ids, weights) = unsafe { (ids.slice(t, 0, chosen), weights.slice(t, 0, chosen)) };
                 ops::route::choose(shape, bias, logits, &mut selection[..experts], ids, weights);
@@ -619,22 +623,14 @@ impl Backend for Cpu {
                 let (expert, rows) = (active[unit / pieces], unit % pieces * ROWS_PER_PIECE);
                 let pairs = &pairs[range(expert)];
                 let end = (rows + ROWS_PER_PIECE).min(inner);
-                let sink = &mut |r: usize, i: usize, y: &mut [f32]| {
-                    let pair = pairs[i] as usize;
-                    y.iter_mut().for_each(|y| *y = ops::linear::relu2(*y));
-                    // SAFETY: one unit of work owns these rows of this expert's pairs.
-                    unsafe {
-                        match hidden {
-                            Middle::Bf16(hidden) => simd::narrow(isa, y, hidden.slice(pair, r, y.len())),
-                            Middle::F32(hidden) => {
-                                precision.round(y);
-                                hidden.slice(pair, r, y.len()).copy_from_slice(y);
-                            }
-                        }
-                    }
+                let target = match hidden {
+                    Middle::Bf16(output) => Target::HiddenBf16 { output, pairs },
+                    Middle::F32(output) => Target::Hidden { output, pairs, precision },
                 };
+                // SAFETY: one unit of work owns these rows of this expert's pairs.
+                let place = unsafe { Place::new(isa, target) };
                 let x = operands.of_pairs(pairs, chosen);
-                up[expert as usize].multiply(isa, (rows, end), x, &mut scratch.rows, sink);
+                up[expert as usize].multiply(isa, (rows, end), x, &mut scratch.rows, place);
             }
         });
 
@@ -653,14 +649,11 @@ impl Backend for Cpu {
             }
             for &expert in active {
                 let pairs = &pairs[range(expert)];
-                let sink = &mut |r: usize, i: usize, y: &mut [f32]| {
-                    let pair = pairs[i] as usize;
-                    y.iter_mut().for_each(|y| *y *= routes.weights[pair]);
-                    // SAFETY: pieces have disjoint rows r, which are columns of the output.
-                    unsafe { output.apply(pair / chosen, r, y, Epilogue::Add) };
-                };
+                let target = Target::Weighted { output, pairs, weights: &routes.weights, chosen };
+                // SAFETY: pieces have disjoint rows of the weight, which are columns of the output.
+                let place = unsafe { Place::new(isa, target) };
                 let x = operands.of_pairs(pairs, 1);
-                down[expert as usize].multiply(isa, (from, to), x, &mut scratch.rows, sink);
+                down[expert as usize].multiply(isa, (from, to), x, &mut scratch.rows, place);
             }
             if precision != Precision::F32 {
                 for t in 0..tokens {

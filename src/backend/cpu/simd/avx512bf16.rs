@@ -4,9 +4,12 @@
 //! products at a time in the order of the columns. NVFP4 adds up 16 columns by themselves and multiplies the sum by their
 //! scale. So the bits of a result depend on nothing but its row and its token.
 
+#![allow(clippy::needless_range_loop, reason = "one index serves registers and what they are made of")]
+
 use std::arch::x86_64::*;
 
-use super::{E2M1, Sink, Tokens};
+use super::place::Place;
+use super::{E2M1, Tokens};
 use crate::backend::cpu::packed::{Codes, Packed, TILE, bytes_of};
 
 /// Tokens that share what was decoded: their sums fill the registers.
@@ -243,9 +246,9 @@ unsafe fn scales_of(bytes: __m128i) -> __m512 {
     }
 }
 
-/// Products of rows `from..to` with every token, handed to `sink` a tile at a time. `from` must begin a tile. Panics if
+/// Products of rows `from..to` with every token, put into their place a tile at a time. `from` must begin a tile. Panics if
 /// rows or operands are not there.
-pub fn rows(weight: &Packed, from: usize, to: usize, tokens: Tokens<'_, u16>, sink: &mut impl Sink) {
+pub fn rows(weight: &Packed, from: usize, to: usize, tokens: Tokens<'_, u16>, place: Place<'_>) {
     assert!(from.is_multiple_of(TILE) && from <= to && to <= weight.rows);
     let data = weight.data();
     let codes = data.as_ptr();
@@ -256,19 +259,19 @@ pub fn rows(weight: &Packed, from: usize, to: usize, tokens: Tokens<'_, u16>, si
             Codes::Bf16 => {
                 assert!(data.len() >= weight.tiles() * weight.cols * 32);
                 let form = Bf16 { data: codes, pairs: weight.cols / 2 };
-                all(form, 1.0, (from, to), weight.cols, tokens, sink)
+                all(form, 1.0, (from, to), weight.cols, tokens, place)
             }
             Codes::Fp8 { scale } => {
                 assert!(data.len() >= weight.tiles() * weight.cols * 16);
                 let form = Fp8 { data: codes, pairs: weight.cols / 2 };
-                all(form, *scale, (from, to), weight.cols, tokens, sink)
+                all(form, *scale, (from, to), weight.cols, tokens, place)
             }
             Codes::Nvfp4 { scales, global_scale } => {
                 let scales = bytes_of(scales);
                 assert!(data.len() >= weight.tiles() * weight.cols * 8);
                 assert!(scales.len() >= weight.tiles() * weight.cols);
                 let form = Nvfp4 { codes, scales: scales.as_ptr(), groups: weight.cols / 16 };
-                all(form, 256.0 * global_scale, (from, to), weight.cols, tokens, sink)
+                all(form, 256.0 * global_scale, (from, to), weight.cols, tokens, place)
             }
         }
     }
@@ -283,7 +286,7 @@ unsafe fn all<F: Form>(
     (from, to): (usize, usize),
     width: usize,
     tokens: Tokens<'_, u16>,
-    sink: &mut impl Sink,
+    place: Place<'_>,
 ) {
     let mut t = 0;
     while t < tokens.count {
@@ -291,14 +294,14 @@ unsafe fn all<F: Form>(
         // SAFETY: passed on from the caller.
         unsafe {
             match batch {
-                1 => some::<F, 1>(form, scale, (from, to), width, tokens, t, sink),
-                2 => some::<F, 2>(form, scale, (from, to), width, tokens, t, sink),
-                3 => some::<F, 3>(form, scale, (from, to), width, tokens, t, sink),
-                4 => some::<F, 4>(form, scale, (from, to), width, tokens, t, sink),
-                5 => some::<F, 5>(form, scale, (from, to), width, tokens, t, sink),
-                6 => some::<F, 6>(form, scale, (from, to), width, tokens, t, sink),
-                7 => some::<F, 7>(form, scale, (from, to), width, tokens, t, sink),
-                _ => some::<F, TOKENS>(form, scale, (from, to), width, tokens, t, sink),
+                1 => some::<F, 1>(form, scale, (from, to), width, tokens, t, place),
+                2 => some::<F, 2>(form, scale, (from, to), width, tokens, t, place),
+                3 => some::<F, 3>(form, scale, (from, to), width, tokens, t, place),
+                4 => some::<F, 4>(form, scale, (from, to), width, tokens, t, place),
+                5 => some::<F, 5>(form, scale, (from, to), width, tokens, t, place),
+                6 => some::<F, 6>(form, scale, (from, to), width, tokens, t, place),
+                7 => some::<F, 7>(form, scale, (from, to), width, tokens, t, place),
+                _ => some::<F, TOKENS>(form, scale, (from, to), width, tokens, t, place),
             }
         }
         t += batch;
@@ -317,7 +320,7 @@ unsafe fn some<F: Form, const T: usize>(
     width: usize,
     tokens: Tokens<'_, u16>,
     first: usize,
-    sink: &mut impl Sink,
+    place: Place<'_>,
 ) {
     let mut x = [tokens.row(first, width).as_ptr(); T];
     for t in 1..T {
@@ -328,10 +331,10 @@ unsafe fn some<F: Form, const T: usize>(
         // SAFETY: rows before `to` have their tiles, and `x` points to rows of `width` operands.
         unsafe {
             if T <= F::WIDE_FOR && row + TILE < to {
-                put(form.sums::<2, T>(row / TILE, x), scale, (row, to), first, sink);
+                put(form.sums::<2, T>(row / TILE, x), scale, (row, to), first, place);
                 row += 2 * TILE;
             } else {
-                put(form.sums::<1, T>(row / TILE, x), scale, (row, to), first, sink);
+                put(form.sums::<1, T>(row / TILE, x), scale, (row, to), first, place);
                 row += TILE;
             }
         }
@@ -346,15 +349,16 @@ unsafe fn put<const R: usize, const T: usize>(
     scale: f32,
     (row, to): (usize, usize),
     first: usize,
-    sink: &mut impl Sink,
+    place: Place<'_>,
 ) {
-    for (i, sums) in sums.into_iter().enumerate() {
+    for i in 0..R {
         let row = row + i * TILE;
-        for (t, sums) in sums.into_iter().enumerate() {
-            let mut y = [0.0; TILE];
-            // SAFETY: `y` has 16 f32; the instructions are there by the caller's promise.
-            unsafe { _mm512_storeu_ps(y.as_mut_ptr(), _mm512_mul_ps(sums, _mm512_set1_ps(scale))) };
-            sink.put(row, first + t, &mut y[..TILE.min(to - row)]);
+        for t in 0..T {
+            // SAFETY: the instructions are there by the caller's promise.
+            unsafe {
+                let y = _mm512_mul_ps(sums[i][t], _mm512_set1_ps(scale));
+                place.put_register(row, first + t, y, TILE.min(to - row));
+            }
         }
     }
 }

@@ -6,7 +6,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-use super::{Isa, ROWS, Rows, Sink, Sums, Tokens, bytes_of, fma, reduce, token_tiles, versions};
+use super::place::Place;
+use super::{Isa, ROWS, Rows, Sums, Tokens, bytes_of, fma, reduce, token_tiles, versions};
 use crate::weights::blocks::{Blocks, LONGEST};
 use crate::weights::{Format, Linear};
 
@@ -55,7 +56,7 @@ pub fn rows(
     (from, to): (usize, usize),
     tokens: Tokens<'_>,
     scratch: &mut [f32],
-    sink: &mut impl Sink,
+    place: Place<'_>,
 ) {
     let width = weight.width;
     if tokens.count > SPANS {
@@ -64,7 +65,7 @@ pub fn rows(
             let scratch = &mut scratch[..count * width];
             decode(isa, weight, r, scratch);
             let decoded = Rows::F32(bytes_of(scratch));
-            token_tiles(isa, &decoded, scale, (0, r), count, width, tokens, sink);
+            token_tiles(isa, &decoded, scale, (0, r), count, width, tokens, place);
         }
         return;
     }
@@ -78,7 +79,7 @@ pub fn rows(
         tile(isa, weight, r, count, &x[..tokens.count], &mut sums);
         for (t, sums) in sums.iter_mut().enumerate().take(tokens.count) {
             sums.iter_mut().for_each(|sum| *sum *= scale);
-            sink.put(r, t, &mut sums[..count]);
+            place.put(r, t, &mut sums[..count]);
         }
     }
 }

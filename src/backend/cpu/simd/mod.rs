@@ -9,12 +9,14 @@ pub(super) mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 mod blocks;
+pub mod place;
 mod portable;
 
 use super::packed::Packed;
 use crate::ops::linear::Epilogue;
 use crate::weights::codec::{e2m1_to_f32, e4m3_to_f32};
 use crate::weights::{Format, Linear};
+use place::Place;
 
 /// Every E4M3 code as f32: block scales and cached numbers are looked up.
 pub static E4M3: [f32; 256] = {
@@ -264,19 +266,7 @@ const ROWS: usize = 16;
 /// Products of a tile: for each of up to 4 tokens, those of its rows.
 type Sums = [[f32; ROWS]; 4];
 
-/// What a [`Sink`] is told: rows from `r` on of the weight times token `i` are `y`, which it may change.
-pub trait Sink {
-    fn put(&mut self, r: usize, i: usize, y: &mut [f32]);
-}
-
-impl<F: FnMut(usize, usize, &mut [f32])> Sink for F {
-    #[inline(always)]
-    fn put(&mut self, r: usize, i: usize, y: &mut [f32]) {
-        self(r, i, y)
-    }
-}
-
-/// Products of rows `from..to` of `weight` with every token, handed to `sink` as they are ready.
+/// Products of rows `from..to` of `weight` with every token, put into their place as they are ready.
 /// `scratch` [[`SCRATCH_ROWS`] * cols] holds decoded rows when there are enough tokens to pay for decoding once.
 pub fn rows(
     isa: Isa,
@@ -285,7 +275,7 @@ pub fn rows(
     to: usize,
     tokens: Tokens<'_>,
     scratch: &mut [f32],
-    sink: &mut impl Sink,
+    place: Place<'_>,
 ) {
     /// From here on a decoded copy in the L1 cache is cheaper than decoding again. Decoding in registers costs two to
     /// six instructions per 16 weights and 4 tokens, so a copy has to serve many.
@@ -293,13 +283,13 @@ pub fn rows(
     let (width, scale) = (weight.cols, weight_scale(weight));
     let Some(stored) = Rows::of(weight) else {
         if let Some(rows) = blocks::BlockRows::of(weight) {
-            blocks::rows(isa, rows, scale, (from, to), tokens, scratch, sink);
+            blocks::rows(isa, rows, scale, (from, to), tokens, scratch, place);
         }
         return;
     };
     if tokens.count < DECODE_ONCE || matches!(weight.format, Format::F32) {
         for r in (from..to).step_by(ROWS) {
-            token_tiles(isa, &stored, scale, (r, r), ROWS.min(to - r), width, tokens, sink);
+            token_tiles(isa, &stored, scale, (r, r), ROWS.min(to - r), width, tokens, place);
         }
         return;
     }
@@ -310,7 +300,7 @@ pub fn rows(
             portable::decode(isa, stored, r + i, row);
         }
         let decoded = Rows::F32(bytes_of(scratch));
-        token_tiles(isa, &decoded, scale, (0, r), count, width, tokens, sink);
+        token_tiles(isa, &decoded, scale, (0, r), count, width, tokens, place);
     }
 }
 
@@ -324,17 +314,17 @@ pub fn packed_rows(
     from: usize,
     to: usize,
     tokens: Tokens<'_, u16>,
-    sink: &mut impl Sink,
+    place: Place<'_>,
 ) {
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512Bf16 {
-        return avx512bf16::rows(weight, from, to, tokens, sink);
+        return avx512bf16::rows(weight, from, to, tokens, place);
     }
-    let _ = (weight, from, to, tokens, sink);
+    let _ = (weight, from, to, tokens, place);
     unreachable!("{} has no kernel for packed weights", isa.name());
 }
 
-/// Runs tiles of at most 4 tokens over `count` rows from `first`, which the sink knows as rows from `named` on.
+/// Runs tiles of at most 4 tokens over `count` rows from `first`, which the place knows as rows from `named` on.
 fn token_tiles(
     isa: Isa,
     rows: &Rows<'_>,
@@ -343,7 +333,7 @@ fn token_tiles(
     count: usize,
     width: usize,
     tokens: Tokens<'_>,
-    sink: &mut impl Sink,
+    place: Place<'_>,
 ) {
     let mut sums = [[0.0f32; ROWS]; 4];
     let mut t = 0;
@@ -358,7 +348,7 @@ fn token_tiles(
             for sum in sums.iter_mut() {
                 *sum *= scale;
             }
-            sink.put(named, t + j, &mut sums[..count]);
+            place.put(named, t + j, &mut sums[..count]);
         }
         t += batch;
     }
