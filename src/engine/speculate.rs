@@ -32,7 +32,7 @@ const HEAD_START: f64 = 0.5;
 const HEAD_DEPTH: usize = 3;
 
 /// The draft head reads a prompt along if one draft each would promise so much more than none.
-const GAIN_TO_READ: f64 = 1.02;
+const GAIN_TO_READ: f64 = 1.10;
 
 /// What one sequence's drafts are made by, and how that went.
 pub(super) struct SequenceDrafter {

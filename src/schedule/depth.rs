@@ -16,10 +16,10 @@ use super::acceptance::Probe;
 use super::costs::StepCosts;
 
 /// Drafts begin only if they promise so much more than none …
-const GAIN_TO_BEGIN: f64 = 1.05;
+const GAIN_TO_BEGIN: f64 = 1.08;
 
 /// … and go on while they promise so much more: estimates waver, and each change costs a graph and a pass.
-const GAIN_TO_STAY: f64 = 1.02;
+const GAIN_TO_STAY: f64 = 1.04;
 
 /// Each pass deeper must promise so much more, and each draft more of every sequence so much: what was learnt of deep
 /// sets is old, and where the curve is flat fewer are as good.
@@ -28,7 +28,7 @@ const GAIN_BY_DRAFT: f64 = 0.01;
 
 /// While drafts go on, one step in so many has none, to learn what none cost: a machine that was slow when that was
 /// last measured would keep useless drafts alive.
-const PLAIN_EVERY: u32 = 48;
+const PLAIN_EVERY: u32 = 96;
 
 /// A pass whose time is not known is never worth it. Finite, for differences are taken of it.
 const UNKNOWN_US: f64 = 1e18;

@@ -99,21 +99,21 @@ fn drafting_begins_later_than_it_ends() {
         choices[0].drafts
     };
     let gain = |gain: f64| gain * 1.1 - 1.0;
-    assert_eq!([1.03, 1.06, 1.03, 1.01, 1.03].map(gain).map(&mut drafts), [0, 1, 1, 0, 0]);
+    assert_eq!([1.06, 1.09, 1.06, 1.03, 1.06].map(gain).map(&mut drafts), [0, 1, 1, 0, 0]);
 }
 
 #[test]
 fn while_drafts_pay_a_step_now_and_then_has_none() {
     let (speed, candidates, chances) = (speed(1000.0, 1.0, 20.0), candidates(3, 1), chances(0.95));
     let (mut chooser, mut choices, mut plain) = (chooser(), Vec::new(), Vec::new());
-    for step in 0..100 {
+    for step in 0..200 {
         chooser.choose(&candidates, &chances, 99, &speed, &mut choices);
         assert_eq!(chooser.is_plain(), choices.iter().all(|choice| choice.drafts == 0));
         if chooser.is_plain() {
             plain.push(step);
         }
     }
-    assert_eq!(plain, [48, 97]);
+    assert_eq!(plain, [96, 193]);
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn what_is_chosen_is_never_predicted_to_be_slower_than_nothing() {
         let none = count as f64 / speed.steps.predict(count).unwrap();
         let taken: usize = drafts.iter().sum();
         let rate = rate(&candidates, &chances, &drafts, &speed);
-        assert!(taken == 0 || rate > none * 1.049, "{rate} against {none}: {drafts:?}");
+        assert!(taken == 0 || rate > none * 1.079, "{rate} against {none}: {drafts:?}");
     }
 }
 
