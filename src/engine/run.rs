@@ -343,11 +343,6 @@ impl Engine {
         stats.step_us.fetch_add(us(began, sampled), Relaxed);
         stats.beat();
         self.publish();
-        for share in self.scheduler.shares() {
-            if let Some(sequence) = self.running.get_mut(&share.id) {
-                sequence.tell();
-            }
-        }
         self.tell_ends();
         // The readers have their ids; what follows is for the next step.
         let drafted = self.speculator.draft(&mut self.scheduler, &mut *self.network, &mut self.running);

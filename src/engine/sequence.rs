@@ -115,8 +115,8 @@ impl Sequence {
         self.sampler.prepare(drafts);
     }
 
-    /// Takes in the logits of its share, draws until a draft is not what it draws, and adds what it drew to `sampled` and
-    /// to what [`Sequence::tell`] sends.
+    /// Takes in the logits of its share, draws until a draft is not what it draws, adds what it drew to `sampled`, and
+    /// tells the reader.
     ///
     /// Each row is drawn from as if there were no drafts: the id depends on the seed, the position and the logits
     /// alone, and these are the same however they came about. So drafts change nothing but the speed.
@@ -161,6 +161,7 @@ impl Sequence {
         if !drafts.is_empty() {
             self.count_drafts(drafts.len(), drawn - 1);
         }
+        self.tell();
         Ok(digest)
     }
 
@@ -206,9 +207,9 @@ impl Sequence {
         }
     }
 
-    /// Sends the reader all that the step brought. At once, for each time a reader wakes it takes a core from somebody. A
+    /// Sends the reader all that the step brought in one go, for each time a reader wakes it takes a core from somebody. A
     /// send to a reader that has left fails; its cancel is on the way.
-    pub fn tell(&mut self) {
+    fn tell(&mut self) {
         for event in self.unsent.drain(..) {
             let _ = self.events.send(event);
         }
