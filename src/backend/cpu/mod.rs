@@ -20,7 +20,9 @@ use super::{
     host::{Buffer, Routes, State},
 };
 use crate::model::config::{Attention, Mamba, Moe};
-use crate::ops::{self, cells::Cells, linear::Epilogue};
+#[cfg(target_arch = "x86_64")]
+use crate::ops::cells::Cells;
+use crate::ops::{self, linear::Epilogue};
 use crate::weights::Linear;
 use packed::{Packed, TILE};
 use simd::place::{Place, Target};
@@ -30,8 +32,18 @@ use team::Team;
 /// Below this many multiply-adds an operation stays on the calling thread: waking the others costs more.
 const PARALLEL_FROM: usize = 1 << 14;
 
-/// Rows of a weight per piece of work. Small enough to balance, large enough that taking one is free.
+/// Rows of a weight per piece of work at least. Small enough to balance, large enough that taking one is free.
 const ROWS_PER_PIECE: usize = 2 * TILE;
+/// Numbers of a weight per piece, where that makes enough pieces: where a piece ends, reading ahead ends too.
+const WEIGHTS_PER_PIECE: usize = 1 << 16;
+/// Pieces of a weight that are enough to share.
+const PIECES: usize = 16;
+
+/// Rows per piece of a weight, a whole number of tiles.
+fn rows_per_piece(rows: usize, cols: usize) -> usize {
+    let most = rows.div_ceil(PIECES).next_multiple_of(TILE);
+    WEIGHTS_PER_PIECE.div_ceil(cols).next_multiple_of(2 * TILE).min(most).max(ROWS_PER_PIECE)
+}
 
 pub struct Cpu {
     precision: Precision,
@@ -213,7 +225,7 @@ impl Cpu {
             weight.multiply(isa, (from, to), operands, &mut scratch.rows, place);
         };
         let work = weight.rows() * weight.cols() * tokens;
-        split(&mut self.crew, weight.rows(), ROWS_PER_PIECE, work, piece);
+        split(&mut self.crew, weight.rows(), rows_per_piece(weight.rows(), weight.cols()), work, piece);
     }
 
     /// The pages of a layer, where the kernel for BF16 keys and queries takes them.
