@@ -147,6 +147,10 @@ pub struct Speculation {
 }
 
 impl Speculation {
+    /// Drafts per step where nobody says how many: draft heads are trained for one to three, and where more would hardly gain,
+    /// fewer are the safer choice.
+    pub const DEPTH_DEFAULT: u32 = 3;
+
     /// Nothing is drafted.
     pub const OFF: Self = Self { depth_max: 0, mtp: false, ngram: false, adaptive: true };
 }

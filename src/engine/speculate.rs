@@ -27,10 +27,6 @@ const EXPLORED: f64 = 16.0;
 /// forgets what came before.
 const HEAD_START: f64 = 0.5;
 
-/// Drafts of a draft head in a row where nobody says how many: heads are trained for one to three, and where the curve of
-/// what more would gain is flat, fewer are the safer choice.
-const HEAD_DEPTH: usize = 3;
-
 /// The draft head reads a prompt along if one draft each would promise so much more than none.
 const GAIN_TO_READ: f64 = 1.10;
 
@@ -216,14 +212,12 @@ impl Speculator {
             let verdict = own.verdict.take();
             acceptance.observe(own.drawn, verdict);
             self.house.observe(own.drawn, verdict);
-            let asked_depth = self.ceiling.depth_max.min(own.speculation.depth_max);
-            let depth = self.depth_max.min(asked_depth as usize).min(stepped.drafts_useful);
-            let head_depth = if asked_depth == u32::MAX { depth.min(HEAD_DEPTH) } else { depth };
+            let depth = self.depth_max.min(own.speculation.depth_max as usize).min(stepped.drafts_useful);
             let mut candidate = Candidate { first: self.chances.len(), ..Candidate::default() };
             let head_drafter = Drafter::Mtp { intact: stepped.remembered };
             let mut asked = Asked { id: stepped.id, drafter: head_drafter, first: self.copied.len() };
             if self.mtp && own.speculation.mtp {
-                acceptance.survival(head_drafter, head_depth, &mut self.chances);
+                acceptance.survival(head_drafter, depth, &mut self.chances);
                 // A prompt is read whether it is drafted for or not.
                 candidate.entries = if own.read_prompt { 1 } else { stepped.entries };
                 candidate.probe = stepped.remembered && self.house.tried(head_drafter) < EXPLORED;

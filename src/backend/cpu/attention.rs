@@ -4,6 +4,8 @@
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub mod bf16;
+#[cfg(target_arch = "x86_64")]
+pub mod groups;
 
 use super::simd::{E4M3, Isa, dot, exp, fma, versions};
 use crate::backend::StepInputs;

@@ -1,10 +1,11 @@
-//! The CPU interpreter: threads and SIMD over weights in their stored form.
+//! The CPU interpreter: threads and SIMD over weights whose codes stay as they are stored.
 //!
 //! Work is split among threads by rows of a weight, heads of a state, or heads of a query; every element has
 //! one writer and sums in one order, so results do not depend on the number of threads or on the batch.
 
 mod attention;
 mod conv;
+mod crew;
 mod nice;
 mod norms;
 pub mod packed;
@@ -12,6 +13,7 @@ pub mod roofline;
 pub mod simd;
 mod ssm;
 mod team;
+mod weight;
 
 use std::sync::Arc;
 
@@ -24,26 +26,13 @@ use crate::model::config::{Attention, Mamba, Moe};
 use crate::ops::cells::Cells;
 use crate::ops::{self, linear::Epilogue};
 use crate::weights::Linear;
-use packed::{Packed, TILE};
+use crew::{Crew, Scratch, split};
+use packed::Packed;
 use simd::place::{Place, Target};
 use simd::{Isa, Operands, Output, Tokens};
 use team::Team;
-
-/// Below this many multiply-adds an operation stays on the calling thread: waking the others costs more.
-const PARALLEL_FROM: usize = 1 << 14;
-
-/// Rows of a weight per piece of work at least. Small enough to balance, large enough that taking one is free.
-const ROWS_PER_PIECE: usize = 2 * TILE;
-/// Numbers of a weight per piece, where that makes enough pieces: where a piece ends, reading ahead ends too.
-const WEIGHTS_PER_PIECE: usize = 1 << 16;
-/// Pieces of a weight that are enough to share.
-const PIECES: usize = 16;
-
-/// Rows per piece of a weight, a whole number of tiles.
-fn rows_per_piece(rows: usize, cols: usize) -> usize {
-    let most = rows.div_ceil(PIECES).next_multiple_of(TILE);
-    WEIGHTS_PER_PIECE.div_ceil(cols).next_multiple_of(2 * TILE).min(most).max(ROWS_PER_PIECE)
-}
+pub use weight::{Experts, Weight};
+use weight::{ROWS_PER_PIECE, operands, rows_per_piece};
 
 pub struct Cpu {
     precision: Precision,
@@ -56,26 +45,6 @@ pub struct Cpu {
     operands: Vec<u16>,
     /// Sequence and first token of each group of queries in a step.
     groups: Vec<(u32, u32)>,
-}
-
-/// The threads' memory, one each, and how they meet.
-struct Crew {
-    scratch: Vec<Scratch>,
-    team: Arc<Team>,
-}
-
-/// Memory of one thread, aligned so that two threads never share a cache line.
-#[repr(align(128))]
-#[derive(Default)]
-struct Scratch {
-    rows: Vec<f32>,
-    scores: Vec<f32>,
-    /// One head's keys or values of one block, decoded.
-    page: Vec<f32>,
-    /// A row and the state of one head, where they are worked on and not kept.
-    state: Vec<f32>,
-    #[cfg(target_arch = "x86_64")]
-    attention: attention::bf16::Memory,
 }
 
 /// Who chose which expert, for one step: pairs (token, choice) sorted by expert.
@@ -98,58 +67,6 @@ struct ExpertWork {
 enum Middle {
     F32(Output),
     Bf16(Output<u16>),
-}
-
-/// A weight as its kernels read it.
-pub enum Weight {
-    /// As in the checkpoint, multiplied with f32 operands.
-    Stored(Linear),
-    /// In the order of the kernels for BF16 operands.
-    Packed(Packed),
-}
-
-impl Weight {
-    fn rows(&self) -> usize {
-        match self {
-            Weight::Stored(weight) => weight.rows,
-            Weight::Packed(weight) => weight.rows,
-        }
-    }
-
-    fn cols(&self) -> usize {
-        match self {
-            Weight::Stored(weight) => weight.cols,
-            Weight::Packed(weight) => weight.cols,
-        }
-    }
-
-    fn is_packed(&self) -> bool {
-        matches!(self, Weight::Packed(_))
-    }
-
-    /// Products of rows `from..to`, of which `from` begins a tile, with operands as this weight takes them.
-    fn multiply(
-        &self,
-        isa: Isa,
-        (from, to): (usize, usize),
-        operands: Operands<'_>,
-        scratch: &mut [f32],
-        place: Place<'_>,
-    ) {
-        match (self, operands) {
-            (Weight::Stored(weight), Operands::F32(x)) => {
-                simd::rows(isa, weight, from, to, x, scratch, place)
-            }
-            (Weight::Packed(weight), Operands::Bf16(x)) => simd::packed_rows(isa, weight, from, to, x, place),
-            _ => unreachable!("operands are made for the weight"),
-        }
-    }
-}
-
-/// The routed experts of a layer: the up matrices are all packed or all stored, and so are the down matrices.
-pub struct Experts {
-    up: Vec<Weight>,
-    down: Vec<Weight>,
 }
 
 /// A CPU that cannot be set up as asked.
@@ -264,61 +181,6 @@ impl Cpu {
         });
         packed
     }
-}
-
-/// The first `tokens` rows of `x` as `weight` takes them: as they are, or as BF16 in `memory`.
-fn operands<'a>(
-    isa: Isa,
-    crew: &mut Crew,
-    weight: &Weight,
-    x: &'a Buffer,
-    tokens: usize,
-    memory: &'a mut [u16],
-) -> Operands<'a> {
-    if !weight.is_packed() {
-        return Operands::F32(Tokens::all(x.rows(tokens), tokens));
-    }
-    let memory = &mut memory[..tokens * x.width];
-    let output = Output::new(memory, x.width);
-    split(crew, tokens, 8, tokens * x.width, |_, from, to| {
-        for t in from..to {
-            // SAFETY: pieces have disjoint tokens.
-            simd::narrow(isa, x.row(t), unsafe { output.slice(t, 0, x.width) });
-        }
-    });
-    Operands::Bf16(Tokens::all(memory, tokens))
-}
-
-/// Calls `piece(scratch, from, to)` over `0..count` in pieces, on all threads of the step when `work` multiply-adds
-/// are worth it.
-fn split(
-    crew: &mut Crew,
-    count: usize,
-    per_piece: usize,
-    work: usize,
-    piece: impl Fn(&mut Scratch, usize, usize) + Sync,
-) {
-    let Crew { scratch, team } = crew;
-    let pieces = count.div_ceil(per_piece);
-    if work < PARALLEL_FROM || pieces < 2 || scratch.len() < 2 {
-        piece(&mut scratch[0], 0, count);
-        return;
-    }
-    // Each thread takes the next piece when it is done with one: a thread that the system delays then
-    // holds up one piece, not its share of the whole.
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    let memory = Output::new(scratch, 1);
-    team.share(&|worker| {
-        // SAFETY: each worker has a number, and so a scratch, of its own.
-        let scratch = &mut unsafe { memory.slice(worker, 0, 1) }[0];
-        loop {
-            let from = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) * per_piece;
-            if from >= count {
-                return;
-            }
-            piece(scratch, from, (from + per_piece).min(count));
-        }
-    });
 }
 
 impl Backend for Cpu {
@@ -543,7 +405,7 @@ impl Backend for Cpu {
         let work = ops::attention::cost(shape, inputs, 4).flops as usize / 2;
         #[cfg(target_arch = "x86_64")]
         if let Some((keys, values)) = self.bf16_pages(shape, keys, values) {
-            return attend_in_groups(
+            return attention::groups::attend_in_groups(
                 &mut self.crew,
                 &mut self.groups,
                 inputs,
@@ -701,55 +563,6 @@ impl Backend for Cpu {
     fn read<'a>(&'a mut self, rows: usize, buffer: &'a Buffer) -> &'a [f32] {
         buffer.rows(rows)
     }
-}
-
-/// Queries that share keys, as many as go over a page together: each group is a piece of work.
-#[cfg(target_arch = "x86_64")]
-fn attend_in_groups(
-    crew: &mut Crew,
-    groups: &mut Vec<(u32, u32)>,
-    inputs: &StepInputs,
-    shape: &Attention,
-    pages: ops::attention::Pages,
-    q: &Buffer,
-    keys: &[half::bf16],
-    values: &[half::bf16],
-    output: Output,
-    work: usize,
-) {
-    use attention::bf16::{DIM, Group, QUERIES, attend};
-    let heads = shape.heads / shape.kv_heads;
-    let tokens_max = QUERIES / heads;
-    groups.clear();
-    for (index, sequence) in inputs.sequences.iter().enumerate() {
-        groups.extend((0..sequence.count).step_by(tokens_max).map(|first| (index as u32, first)));
-    }
-    // Later tokens see more: they go first, so that no thread is left with a long one.
-    let groups = &groups[..];
-    split(crew, groups.len() * shape.kv_heads, 1, work, |scratch, from, to| {
-        for unit in from..to {
-            let (index, first) = groups[groups.len() - 1 - unit / shape.kv_heads];
-            let kv_head = unit % shape.kv_heads;
-            let sequence = &inputs.sequences[index as usize];
-            let from = sequence.visible_from as usize;
-            let group = Group {
-                view: attention::View { pages, blocks: inputs.blocks_of(sequence), from },
-                kv_head,
-                tokens: tokens_max.min((sequence.count - first) as usize),
-                heads,
-                positions: (sequence.past + first) as usize + 1 - from,
-            };
-            let at = |query: usize| {
-                let token = (sequence.first + first) as usize + query / heads;
-                (token, (kv_head * heads + query % heads) * DIM)
-            };
-            let query = |i| &q.row(at(i).0)[at(i).1..][..DIM];
-            // SAFETY: one unit of work owns these heads of these tokens.
-            let out = |i| unsafe { output.slice(at(i).0, at(i).1, DIM) };
-            attend(group, query, keys, values, &mut scratch.attention, out);
-            (0..group.tokens * heads).for_each(|i| Precision::Bf16.round(out(i)));
-        }
-    });
 }
 
 /// Counting sort of pairs (token, choice) by the expert they chose.

@@ -59,7 +59,7 @@ pub struct Args {
     /// Who drafts
     #[arg(long, value_enum, default_value_t = Method::All)]
     method: Method,
-    /// Drafts per sequence and step at most [default: the engine's choice]
+    /// Drafts per sequence and step at most [default: as `serve`, 3]
     #[arg(long, value_parser = count::<DEPTH_MAX>)]
     depth: Option<usize>,
     /// As many drafts as --depth says, whether they pay or not
@@ -77,7 +77,7 @@ impl Args {
 
     fn speculation(&self) -> Speculation {
         Speculation {
-            depth_max: self.depth.map_or(u32::MAX, |depth| depth as u32),
+            depth_max: self.depth.map_or(Speculation::DEPTH_DEFAULT, |depth| depth as u32),
             mtp: self.method != Method::Ngram,
             ngram: self.method != Method::Mtp,
             adaptive: !self.always,

@@ -21,8 +21,6 @@ const TOOL_PARSERS: [&str; 3] = ["qwen3_coder", "qwen3_xml", "nemotron_v3"];
 const REASONING_PARSERS: [&str; 5] = ["nemotron_v3", "super_v3", "nano_v3", "deepseek_r1", "qwen3"];
 const QUANTIZATIONS: [&str; 6] = ["auto", "modelopt", "modelopt_fp4", "nvfp4", "fp8", "compressed-tensors"];
 
-/// Drafts per step without a word from the user: what stands further back is rarely accepted.
-const DEPTH_DEFAULT: u32 = 4;
 /// Drafts per step that are counted, one by one.
 const DEPTH_MAX: u32 = ACCEPTED_POSITIONS as u32;
 
@@ -78,7 +76,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = SsmName::Float32)]
     pub mamba_ssm_cache_dtype: SsmName,
     /// Who may draft ahead and how far, such as '{"method": "mtp", "num_speculative_tokens": 3}'; methods are mtp, ngram,
-    /// auto and none [default: auto, up to 4]
+    /// auto and none [default: auto, up to 3]
     #[arg(long, value_name = "JSON", value_parser = speculative)]
     pub speculative_config: Option<Speculation>,
     /// Drafts per step at most; 0: none
@@ -222,7 +220,7 @@ impl Args {
         let asked = self.speculative_config.unwrap_or_default();
         let depth = match (self.spec_depth, asked.depth_max) {
             (Some(depth), _) => depth,
-            (None, u32::MAX) => DEPTH_DEFAULT,
+            (None, u32::MAX) => Speculation::DEPTH_DEFAULT,
             (None, depth) => depth,
         };
         if depth == 0 { Speculation::OFF } else { Speculation { depth_max: depth, ..asked } }
@@ -416,15 +414,15 @@ mod tests {
     }
 
     #[test]
-    fn drafts_are_up_to_four_unless_said() {
+    fn drafts_are_up_to_three_unless_said() {
         let check = |line: &[&str], expected: (u32, bool, bool)| {
             let got = args(line).speculation();
             assert_eq!((got.depth_max, got.mtp, got.ngram), expected, "{line:?}");
         };
-        check(&[], (4, true, true));
+        check(&[], (3, true, true));
         check(&["--spec-depth", "0"], (0, false, false));
         check(&["--spec-depth", "2"], (2, true, true));
-        check(&["--speculative-config", "ngram"], (4, false, true));
+        check(&["--speculative-config", "ngram"], (3, false, true));
         check(&["--speculative-config", r#"{"method":"mtp","num_speculative_tokens":1}"#], (1, true, false));
         check(&["--speculative-config", r#"{"method":"none"}"#], (0, false, false));
         check(&["--speculative-config", "mtp", "--spec-depth", "8"], (8, true, false));

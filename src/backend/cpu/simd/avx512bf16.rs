@@ -7,6 +7,7 @@
 #![allow(clippy::needless_range_loop, reason = "one index serves registers and what they are made of")]
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use super::place::Place;
 use super::{E2M1, Tokens};
@@ -28,17 +29,31 @@ trait Form: Copy {
     const WIDE_FOR: usize;
 }
 
+/// Weights that are whole bytes, two columns of 16 rows after the next two.
 #[derive(Clone, Copy)]
-struct Bf16 {
+struct Pairs<W> {
     data: *const u8,
     pairs: usize,
+    weights: PhantomData<W>,
+}
+
+/// How 32 weights become BF16.
+trait Bytes: Copy {
+    /// Bytes of 32 weights.
+    const BYTES: usize;
+    /// As [`Form::WIDE_FOR`].
+    const WIDE_FOR: usize;
+
+    /// # Safety
+    /// BYTES bytes must be there, aligned to as many; AVX-512 F and BW must be there.
+    unsafe fn load(bytes: *const u8) -> __m512i;
 }
 
 #[derive(Clone, Copy)]
-struct Fp8 {
-    data: *const u8,
-    pairs: usize,
-}
+struct Bf16;
+
+#[derive(Clone, Copy)]
+struct Fp8;
 
 #[derive(Clone, Copy)]
 struct Nvfp4 {
@@ -78,8 +93,8 @@ unsafe fn multiply_add(w: __m512i, x: __m512bh, sums: __m512) -> __m512 {
     unsafe { _mm512_dpbf16_ps(sums, std::mem::transmute::<__m512i, __m512bh>(w), x) }
 }
 
-impl Form for Bf16 {
-    const WIDE_FOR: usize = TOKENS;
+impl<W: Bytes> Form for Pairs<W> {
+    const WIDE_FOR: usize = W::WIDE_FOR;
 
     #[inline(always)]
     unsafe fn sums<const R: usize, const T: usize>(
@@ -87,18 +102,22 @@ impl Form for Bf16 {
         tile: usize,
         x: [*const u16; T],
     ) -> [[__m512; T]; R] {
-        // SAFETY: passed on from the caller: a tile is `pairs` lines of 64 bytes.
+        // SAFETY: passed on from the caller: a tile is `pairs` times BYTES.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); T]; R];
-            let tiles: [*const u8; R] = std::array::from_fn(|i| self.data.add((tile + i) * self.pairs * 64));
+            let tiles: [*const u8; R] =
+                std::array::from_fn(|i| self.data.add((tile + i) * self.pairs * W::BYTES));
             for pair in 0..self.pairs {
                 let mut operands = [operand(x[0], pair); T];
                 for t in 1..T {
                     operands[t] = operand(x[t], pair);
                 }
                 for i in 0..R {
-                    ahead::<T>(tiles[i].add(64 * pair), R * self.pairs * 64);
-                    let w = _mm512_load_si512(tiles[i].add(64 * pair).cast());
+                    let bytes = tiles[i].add(W::BYTES * pair);
+                    if W::BYTES * pair % 64 == 0 {
+                        ahead::<T>(bytes, R * self.pairs * W::BYTES);
+                    }
+                    let w = W::load(bytes);
                     for t in 0..T {
                         sums[i][t] = multiply_add(w, operands[t], sums[i][t]);
                     }
@@ -109,36 +128,27 @@ impl Form for Bf16 {
     }
 }
 
-impl Form for Fp8 {
+impl Bytes for Bf16 {
+    const BYTES: usize = 64;
+    const WIDE_FOR: usize = TOKENS;
+
+    #[inline(always)]
+    unsafe fn load(bytes: *const u8) -> __m512i {
+        // SAFETY: passed on from the caller.
+        unsafe { _mm512_load_si512(bytes.cast()) }
+    }
+}
+
+impl Bytes for Fp8 {
+    const BYTES: usize = 32;
     const WIDE_FOR: usize = 4;
 
     #[inline(always)]
-    unsafe fn sums<const R: usize, const T: usize>(
-        self,
-        tile: usize,
-        x: [*const u16; T],
-    ) -> [[__m512; T]; R] {
-        // SAFETY: passed on from the caller: a tile is `pairs` half lines of 32 bytes.
+    unsafe fn load(bytes: *const u8) -> __m512i {
+        // SAFETY: passed on from the caller; the table has 64 bytes.
         unsafe {
             let table = _mm512_loadu_si512(SUBNORMAL.as_ptr().cast());
-            let mut sums = [[_mm512_setzero_ps(); T]; R];
-            let tiles: [*const u8; R] = std::array::from_fn(|i| self.data.add((tile + i) * self.pairs * 32));
-            for pair in 0..self.pairs {
-                let mut operands = [operand(x[0], pair); T];
-                for t in 1..T {
-                    operands[t] = operand(x[t], pair);
-                }
-                for i in 0..R {
-                    if pair % 2 == 0 {
-                        ahead::<T>(tiles[i].add(32 * pair), R * self.pairs * 32);
-                    }
-                    let w = from_e4m3(_mm256_load_si256(tiles[i].add(32 * pair).cast()), table);
-                    for t in 0..T {
-                        sums[i][t] = multiply_add(w, operands[t], sums[i][t]);
-                    }
-                }
-            }
-            sums
+            from_e4m3(_mm256_load_si256(bytes.cast()), table)
         }
     }
 }
@@ -279,12 +289,12 @@ pub fn rows(weight: &Packed, from: usize, to: usize, tokens: Tokens<'_, u16>, pl
         match &weight.codes {
             Codes::Bf16 => {
                 assert!(data.len() >= weight.tiles() * weight.cols * 32);
-                let form = Bf16 { data: codes, pairs: weight.cols / 2 };
+                let form = Pairs::<Bf16> { data: codes, pairs: weight.cols / 2, weights: PhantomData };
                 all(form, 1.0, (from, to), weight.cols, tokens, place)
             }
             Codes::Fp8 { scale } => {
                 assert!(data.len() >= weight.tiles() * weight.cols * 16);
-                let form = Fp8 { data: codes, pairs: weight.cols / 2 };
+                let form = Pairs::<Fp8> { data: codes, pairs: weight.cols / 2, weights: PhantomData };
                 all(form, *scale, (from, to), weight.cols, tokens, place)
             }
             Codes::Nvfp4 { scales, global_scale } => {

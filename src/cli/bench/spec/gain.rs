@@ -88,7 +88,7 @@ pub async fn measure(
 fn sizes(args: &Args, prompts: usize, longest: usize) -> Limits {
     let sequences = args.most();
     let step_tokens = STEP_TOKENS.max(sequences * (1 + DEPTH_MAX));
-    let drafts = args.depth.unwrap_or(DEPTH_MAX);
+    let drafts = args.depth.unwrap_or(Speculation::DEPTH_DEFAULT as usize);
     Limits { lanes: sequences, drafts, ..limits(sequences + 4 * prompts, longest + DEPTH_MAX, step_tokens) }
 }
 
