@@ -5,9 +5,9 @@ use super::envelope::{Envelope, TokenView, fingerprint, finite};
 use super::error::ApiError;
 use super::generate::{Generation, Input, Update, UpdateEvent, fit};
 use super::request_id::RequestId;
-use super::sse::{self, Frames};
 use super::state::{App, Resident};
 use super::steer;
+use super::stream::{self, Frame, Frames};
 use super::types::{CompletionRequest, Prompt, StreamOptions};
 use super::usage::Usage;
 use crate::engine::TokenLogprobs;
@@ -58,7 +58,7 @@ pub async fn create(
     let generation = Generation::start(&app, resident, &common, inputs, body.arrived)?;
     match common.stream {
         Some(options) => {
-            Ok(sse::respond(generation, CompletionFrames { writer, options }, app.options.keep_alive))
+            Ok(stream::respond(generation, CompletionFrames { writer, options }, app.options.keep_alive))
         }
         None => Ok(collect(generation, writer, common.prompt_logprobs.is_some()).await?.into_response()),
     }
@@ -271,7 +271,7 @@ struct CompletionFrames {
 }
 
 impl Frames for CompletionFrames {
-    fn frames(&mut self, update: Update, usage: Usage, is_last: bool) -> Vec<Value> {
+    fn frames(&mut self, update: Update, usage: Usage, is_last: bool) -> Vec<Frame> {
         let Some(chunk) = self.writer.chunk(update) else { return Vec::new() };
         if chunk.text.is_empty() && chunk.end.is_none() {
             return Vec::new();
@@ -285,17 +285,18 @@ impl Frames for CompletionFrames {
         if is_last && !self.options.include_usage {
             frame.insert("timings".into(), usage.timings_json());
         }
-        vec![Value::Object(frame)]
+        vec![Value::Object(frame).into()]
     }
 
-    fn closing(&mut self, usage: Usage) -> Option<Value> {
-        self.options.include_usage.then(|| {
+    fn closing(&mut self, usage: Usage) -> Vec<Frame> {
+        let closing = self.options.include_usage.then(|| {
             let mut frame = self.writer.head();
             frame.insert("choices".into(), json!([]));
             frame.insert("usage".into(), usage.to_json());
             frame.insert("timings".into(), usage.timings_json());
-            Value::Object(frame)
-        })
+            Frame::from(Value::Object(frame))
+        });
+        closing.into_iter().collect()
     }
 }
 

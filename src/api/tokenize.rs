@@ -1,7 +1,7 @@
 //! `POST /tokenize` and `/detokenize`.
 
 use super::body::JsonBody;
-use super::chat::render;
+use super::conversation::render;
 use super::error::ApiError;
 use super::state::App;
 use super::types::{DetokenizeRequest, TokenizeInput, TokenizeRequest};
