@@ -10,6 +10,7 @@ use ferrotron::backend::{Backend, Heads, KvType, Precision, Save, SsmType, State
 use ferrotron::model::config::{Attention, Mamba, Moe};
 use ferrotron::ops::cells::Cells;
 use ferrotron::ops::linear::Epilogue;
+use ferrotron::ops::lines::Lines;
 use ferrotron::weights::quantize::quantize;
 use ferrotron::weights::{Blocks, Kind, Linear};
 use proptest::prelude::*;
@@ -31,6 +32,10 @@ fn values(seed: u64, count: usize) -> Vec<f32> {
 
 fn weight(seed: u64, rows: usize, cols: usize, kind: Kind) -> Linear {
     quantize(&values(seed, rows * cols), rows, cols, kind)
+}
+
+fn vector(seed: u64, count: usize) -> Lines<f32> {
+    values(seed, count).into()
 }
 
 fn buffer(seed: u64, rows: usize, width: usize) -> Buffer {
@@ -184,7 +189,7 @@ proptest! {
     #[test]
     fn norms_equal_their_references(seed: u64, width in 1usize..300, tokens in 1usize..9) {
         let x = buffer(seed, tokens, width);
-        let w = values(seed ^ 1, width);
+        let w = vector(seed ^ 1, width);
         let mut expected = Buffer::new(tokens, width + 3);
         Reference::new(Precision::F32).rms_norm(tokens, &x, &w, 1e-5, &mut expected, 3);
         for mut cpu in cpus(2) {
@@ -211,7 +216,7 @@ proptest! {
         };
         let (up, down) = (make(3, 48, width), make(4, width, 48));
         let gate = weight(seed ^ 5, 6, 64, Kind::BF16);
-        let bias = values(seed ^ 6, 6);
+        let bias = vector(seed ^ 6, 6);
         let (mut u, mut v) = (buffer(seed ^ 7, tokens, 64), buffer(seed ^ 8, tokens, width));
         if bf16 {
             (u, v) = (rounded(u), rounded(v));
@@ -256,9 +261,9 @@ proptest! {
             StatePlan { slots: 3, blocks: 8, block_len: 4, ssm, mamba: vec![shape], ..StatePlan::default() };
         let projected = buffer(seed, tokens, shape.projection());
         let c = shape.conv_channels();
-        let (weight, bias) = (values(seed ^ 1, c * taps), values(seed ^ 2, c));
-        let (a_log, d, dt_bias) = (values(seed ^ 3, 6), values(seed ^ 4, 6), values(seed ^ 5, 6));
-        let norm = values(seed ^ 6, shape.inner());
+        let (weight, bias) = (vector(seed ^ 1, c * taps), vector(seed ^ 2, c));
+        let (a_log, d, dt_bias) = (vector(seed ^ 3, 6), vector(seed ^ 4, 6), vector(seed ^ 5, 6));
+        let norm = vector(seed ^ 6, shape.inner());
         let start = |state: &mut ferrotron::backend::host::State| {
             state.conv[0].copy_from_slice(&values(seed ^ 7, 3 * (taps - 1) * c));
             state.ssm[0].write(0, &values(seed ^ 8, 3 * shape.inner() * 24));
@@ -317,13 +322,13 @@ proptest! {
         }
         let tokens = inputs.tokens.len();
         let (projected, xbc) = (buffer(seed, tokens, shape.projection()), buffer(seed ^ 1, tokens, shape.conv_channels()));
-        let (a_log, d, dt_bias) = (values(seed ^ 2, 2), values(seed ^ 3, 2), values(seed ^ 4, 2));
+        let (a_log, d, dt_bias) = (vector(seed ^ 2, 2), vector(seed ^ 3, 2), vector(seed ^ 4, 2));
         let heads = || Heads { a_log: &a_log, d: &d, dt_bias: &dt_bias };
         let start = |state: &mut ferrotron::backend::host::State| {
             state.ssm[0].write(0, &values(seed ^ 5, 4 * shape.inner() * state_size));
             let lanes = &mut state.lanes[0];
-            lanes.xbc.copy_from_slice(&values(seed ^ 6, lanes.xbc.len()));
-            lanes.dt.copy_from_slice(&values(seed ^ 7, lanes.dt.len()));
+            lanes.xbc = vector(seed ^ 6, lanes.xbc.len());
+            lanes.dt = vector(seed ^ 7, lanes.dt.len());
         };
         let mut reference = Reference::new(Precision::F32);
         let mut expected_state = reference.state(&plan);

@@ -1,17 +1,17 @@
 //! What the backends that compute in host memory share: buffers, routes and the state pool.
 
 use super::{BlockCopy, Hidden, Precision, StatePlan, StepInputs};
-use crate::ops::{attention::Pages, cells::Cells, lanes::Lanes};
+use crate::ops::{attention::Pages, cells::Cells, lanes::Lanes, lines::Lines};
 
 /// `[rows, width]` f32, row-major.
 pub struct Buffer {
     pub width: usize,
-    pub data: Box<[f32]>,
+    pub data: Lines<f32>,
 }
 
 impl Buffer {
     pub fn new(rows: usize, width: usize) -> Self {
-        Buffer { width, data: vec![0.0; rows * width].into() }
+        Buffer { width, data: Lines::zeros(rows * width) }
     }
 
     pub fn rows(&self, count: usize) -> &[f32] {
@@ -60,7 +60,7 @@ impl Routes {
 /// States by slot and pages by block, in the types of the plan.
 pub struct State {
     /// Per Mamba layer `[slots, K-1, c]`.
-    pub conv: Vec<Box<[f32]>>,
+    pub conv: Vec<Lines<f32>>,
     /// Per Mamba layer `[slots, H, P, N]`.
     pub ssm: Vec<Cells>,
     /// Per Mamba layer.
@@ -78,13 +78,12 @@ impl State {
     /// `precision` decides what `KvType::Auto` means.
     pub fn new(plan: &StatePlan, precision: Precision) -> Self {
         let (kv, ssm) = (plan.kv.cell(precision), plan.ssm.cell());
-        let zeros = |len: usize| vec![0.0f32; len].into_boxed_slice();
         let pages = |a| Cells::new(kv, plan.blocks * Pages::new(a, plan.block_len).block_size());
         State {
             conv: plan
                 .mamba
                 .iter()
-                .map(|m| zeros(plan.slots * (m.conv_kernel - 1) * m.conv_channels()))
+                .map(|m| Lines::zeros(plan.slots * (m.conv_kernel - 1) * m.conv_channels()))
                 .collect(),
             ssm: plan.mamba.iter().map(|m| Cells::new(ssm, plan.slots * m.inner() * m.state_size)).collect(),
             lanes: plan.mamba.iter().map(|m| Lanes::new(m, plan.lanes, plan.drafts)).collect(),

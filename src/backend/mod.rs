@@ -351,7 +351,8 @@ pub trait Backend: Send {
         epilogue: Epilogue,
     );
 
-    /// Convolves x, B, C of `projected` into `out` [T, c] and advances the tails of Mamba layer `layer`.
+    /// Convolves x, B, C of `projected` with `weight` [K, c] into `out` [T, c] and advances the tails of Mamba layer
+    /// `layer`.
     fn conv(
         &mut self,
         inputs: &StepInputs,

@@ -5,6 +5,7 @@ use super::{
     host::{Buffer, Routes, State},
 };
 use crate::model::config::{Attention, Mamba, Moe};
+use crate::ops::lines::Lines;
 use crate::ops::{self, attention::Pages, linear::Epilogue};
 use crate::weights::Linear;
 
@@ -29,7 +30,7 @@ impl Reference {
 
 impl Backend for Reference {
     type Linear = Linear;
-    type Vector = Vec<f32>;
+    type Vector = Lines<f32>;
     type Experts = (Vec<Linear>, Vec<Linear>);
     type Buffer = Buffer;
     type Routes = Routes;
@@ -39,8 +40,8 @@ impl Backend for Reference {
         weight
     }
 
-    fn vector_from(&mut self, values: Vec<f32>) -> Vec<f32> {
-        values
+    fn vector_from(&mut self, values: Vec<f32>) -> Lines<f32> {
+        values.into()
     }
 
     fn experts_from(&mut self, up: Vec<Linear>, down: Vec<Linear>) -> Self::Experts {
@@ -68,7 +69,7 @@ impl Backend for Reference {
         &mut self,
         tokens: usize,
         x: &Buffer,
-        weight: &Vec<f32>,
+        weight: &Lines<f32>,
         eps: f32,
         out: &mut Buffer,
         column: usize,
@@ -91,8 +92,8 @@ impl Backend for Reference {
         layer: usize,
         shape: &Mamba,
         projected: &Buffer,
-        weight: &Vec<f32>,
-        bias: &Vec<f32>,
+        weight: &Lines<f32>,
+        bias: &Lines<f32>,
         state: &mut State,
         out: &mut Buffer,
     ) {
@@ -117,7 +118,7 @@ impl Backend for Reference {
         shape: &Mamba,
         projected: &Buffer,
         xbc: &Buffer,
-        heads: Heads<'_, Vec<f32>>,
+        heads: Heads<'_, Lines<f32>>,
         state: &mut State,
         out: &mut Buffer,
     ) {
@@ -142,7 +143,7 @@ impl Backend for Reference {
         shape: &Mamba,
         eps: f32,
         projected: &Buffer,
-        weight: &Vec<f32>,
+        weight: &Lines<f32>,
         y: &mut Buffer,
     ) {
         for t in 0..tokens {
@@ -189,7 +190,7 @@ impl Backend for Reference {
         shape: &Moe,
         u: &Buffer,
         gate: &Linear,
-        bias: &Vec<f32>,
+        bias: &Lines<f32>,
         routes: &mut Routes,
     ) {
         let (experts, chosen) = (shape.experts, shape.experts_per_token);

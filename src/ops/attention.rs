@@ -105,6 +105,7 @@ pub fn cost(shape: &Attention, inputs: &StepInputs, element: usize) -> Cost {
 mod tests {
     use super::*;
     use crate::backend::SequenceInputs;
+    use crate::ops::lines::Lines;
 
     #[test]
     fn equal_keys_average_the_values_seen_so_far() {
@@ -124,11 +125,15 @@ mod tests {
             blocks: vec![1, 0],
             ..StepInputs::default()
         };
-        let pool = || Cells::F32([9.0; 4].into());
+        let pool = || Cells::F32(Lines::from(&[9.0; 4][..]));
         let (mut keys, mut values, mut out) = (pool(), pool(), vec![0.0; 6]);
         let q = [1.0; 6];
         reference(&shape, &inputs, pages, &q, &[0.0; 3], &[3.0, 5.0, 10.0], &mut keys, &mut values, &mut out);
         assert_eq!(out, [3.0, 3.0, 4.0, 4.0, 6.0, 6.0]);
-        assert_eq!(values, Cells::F32([10.0, 9.0, 3.0, 5.0].into()), "pages follow the block table");
+        assert_eq!(
+            values,
+            Cells::F32(Lines::from(&[10.0, 9.0, 3.0, 5.0][..])),
+            "pages follow the block table"
+        );
     }
 }

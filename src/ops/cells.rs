@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use super::lines::Lines;
 use crate::weights::codec::{e4m3_to_f32, f32_to_e4m3};
 
 /// How one number is kept.
@@ -39,20 +40,20 @@ impl Cell {
 /// Kept numbers, all of one kind.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Cells {
-    F32(Box<[f32]>),
-    F16(Box<[f16]>),
-    Bf16(Box<[bf16]>),
-    Fp8(Box<[u8]>),
+    F32(Lines<f32>),
+    F16(Lines<f16>),
+    Bf16(Lines<bf16>),
+    Fp8(Lines<u8>),
 }
 
 impl Cells {
     /// `len` zeros.
     pub fn new(cell: Cell, len: usize) -> Self {
         match cell {
-            Cell::F32 => Cells::F32(vec![0.0; len].into()),
-            Cell::F16 => Cells::F16(vec![f16::ZERO; len].into()),
-            Cell::Bf16 => Cells::Bf16(vec![bf16::ZERO; len].into()),
-            Cell::Fp8 => Cells::Fp8(vec![0; len].into()),
+            Cell::F32 => Cells::F32(Lines::zeros(len)),
+            Cell::F16 => Cells::F16(Lines::zeros(len)),
+            Cell::Bf16 => Cells::Bf16(Lines::zeros(len)),
+            Cell::Fp8 => Cells::Fp8(Lines::zeros(len)),
         }
     }
 

@@ -5,7 +5,7 @@ use super::{Cost, lanes::Lanes, silu};
 use crate::backend::StepInputs;
 use crate::model::config::Mamba;
 
-/// `projected` [T, 2d + 2GN + H] (in_proj's output, of which x, B, C are convolved) · `weight` [c, K] with
+/// `projected` [T, 2d + 2GN + H] (in_proj's output, of which x, B, C are convolved) · `weight` [K, c] with
 /// tap K-1 on the current token · `bias` [c] · `tails` [places, K-1, c]: the last raw rows, oldest first ·
 /// `lanes`: raw rows of drafts, read where they are replayed and then replaced · `out` [T, c].
 pub fn reference(
@@ -35,9 +35,9 @@ pub fn reference(
             let row = &mut out[token as usize * c..][..c];
             for k in 0..c {
                 let raw = window[tail + k];
-                let mut sum = f64::from(bias[k]) + f64::from(weight[k * taps + taps - 1]) * f64::from(raw);
+                let mut sum = f64::from(bias[k]) + f64::from(weight[tail + k]) * f64::from(raw);
                 for j in 0..taps - 1 {
-                    sum += f64::from(weight[k * taps + j]) * f64::from(window[j * c + k]);
+                    sum += f64::from(weight[j * c + k]) * f64::from(window[j * c + k]);
                 }
                 row[k] = silu(sum as f32);
             }
@@ -84,7 +84,7 @@ mod tests {
             conv_bias: true,
             dt_limit: (0.0, f32::INFINITY),
         };
-        let weight = [1.0, 10.0, 100.0, 1000.0].repeat(3);
+        let weight = [1.0, 10.0, 100.0, 1000.0].map(|tap| [tap; 3]).concat();
         let inputs = |past, count| StepInputs {
             sequences: vec![SequenceInputs { slot: 1, source: 1, count, past, ..SequenceInputs::default() }],
             ..StepInputs::default()

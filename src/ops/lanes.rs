@@ -1,5 +1,6 @@
 //! What waits for judgement: the inputs by which the drafts of each lane would advance a Mamba layer.
 
+use super::lines::Lines;
 use crate::backend::StepInputs;
 use crate::model::config::Mamba;
 
@@ -9,16 +10,16 @@ pub struct Lanes {
     /// Rows of one lane.
     pub drafts: usize,
     /// [lanes, drafts, c] x, B and C before the convolution: rows of the tail, once accepted.
-    pub raw: Box<[f32]>,
+    pub raw: Lines<f32>,
     /// [lanes, drafts, c] the same after it.
-    pub xbc: Box<[f32]>,
+    pub xbc: Lines<f32>,
     /// [lanes, drafts, H] dt as projected.
-    pub dt: Box<[f32]>,
+    pub dt: Lines<f32>,
 }
 
 impl Lanes {
     pub fn new(shape: &Mamba, lanes: usize, drafts: usize) -> Self {
-        let zeros = |width: usize| vec![0.0; lanes * drafts * width].into_boxed_slice();
+        let zeros = |width: usize| Lines::zeros(lanes * drafts * width);
         let c = shape.conv_channels();
         Lanes { drafts, raw: zeros(c), xbc: zeros(c), dt: zeros(shape.heads) }
     }

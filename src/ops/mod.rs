@@ -11,6 +11,7 @@ pub mod experts;
 pub mod gated_norm;
 pub mod lanes;
 pub mod linear;
+pub mod lines;
 pub mod rms_norm;
 pub mod route;
 pub mod ssm;

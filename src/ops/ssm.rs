@@ -129,6 +129,7 @@ pub fn cost(shape: &Mamba, inputs: &StepInputs, element: usize) -> Cost {
 mod tests {
     use super::*;
     use crate::backend::SequenceInputs;
+    use crate::ops::lines::Lines;
 
     /// Spec nemotron-h §12, vector 1.
     #[test]
@@ -150,7 +151,7 @@ mod tests {
         // z, x, B, C, dt; only dt is read from the projection.
         let projected = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
         let xbc = [1.0, 1.0, 2.0, 2.0, 0.5, 1.0];
-        let mut state = Cells::F32([9.0].into());
+        let mut state = Cells::F32(Lines::from(&[9.0][..]));
         let mut out = [0.0; 2];
         let heads = Heads { a_log: &[0.0], d: &[0.5], dt_bias: &[0.5] };
         reference(&shape, 0, &inputs, &projected, &xbc, heads, &mut state, &mut lanes, &mut out);

@@ -11,25 +11,25 @@ static ZEROS: [f32; CHANNELS] = [0.0; CHANNELS];
 /// Taps of a convolution at most; every release has 4.
 pub const TAPS: usize = 8;
 
-/// One row of channels: `sources` holds each tap's inputs, oldest first; `weight` [channels, taps].
+/// One row of channels: `sources` holds each tap's inputs, oldest first, `weights` what they are multiplied with.
 #[inline(always)]
-fn row_body<const FMA: bool>(sources: &[&[f32]], weight: &[f32], bias: &[f32], out: &mut [f32]) {
+fn row_body<const FMA: bool>(sources: &[&[f32]], weights: &[&[f32]], bias: &[f32], out: &mut [f32]) {
     let count = out.len();
-    if let [a, b, c, d] = *sources {
+    if let ([a, b, c, d], [wa, wb, wc, wd]) = (sources, weights) {
         let (a, b, c, d, bias) = (&a[..count], &b[..count], &c[..count], &d[..count], &bias[..count]);
-        let weight = &weight[..4 * count];
+        let (wa, wb, wc, wd) = (&wa[..count], &wb[..count], &wc[..count], &wd[..count]);
         for k in 0..count {
-            let early = fma::<FMA>(weight[4 * k], a[k], bias[k]);
-            let early = fma::<FMA>(weight[4 * k + 1], b[k], early);
-            let late = fma::<FMA>(weight[4 * k + 2], c[k], early);
-            out[k] = fma::<FMA>(weight[4 * k + 3], d[k], late);
+            let early = fma::<FMA>(wa[k], a[k], bias[k]);
+            let early = fma::<FMA>(wb[k], b[k], early);
+            let late = fma::<FMA>(wc[k], c[k], early);
+            out[k] = silu::<FMA>(fma::<FMA>(wd[k], d[k], late));
         }
-    } else {
-        out.copy_from_slice(&bias[..count]);
-        for (tap, source) in sources.iter().enumerate() {
-            for (k, (out, &x)) in out.iter_mut().zip(*source).enumerate() {
-                *out = fma::<FMA>(weight[k * sources.len() + tap], x, *out);
-            }
+        return;
+    }
+    out.copy_from_slice(&bias[..count]);
+    for (source, weights) in sources.iter().zip(weights) {
+        for ((out, &x), &weight) in out.iter_mut().zip(*source).zip(*weights) {
+            *out = fma::<FMA>(weight, x, *out);
         }
     }
     for out in out.iter_mut() {
@@ -38,7 +38,7 @@ fn row_body<const FMA: bool>(sources: &[&[f32]], weight: &[f32], bias: &[f32], o
 }
 
 versions! {
-    fn row = row_body(sources: &[&[f32]], weight: &[f32], bias: &[f32], out: &mut [f32])
+    fn row = row_body(sources: &[&[f32]], weights: &[&[f32]], bias: &[f32], out: &mut [f32])
 }
 
 /// One convolution of a step, shared by the threads that split its channels.
@@ -49,7 +49,7 @@ pub struct Conv<'a> {
     pub shape: &'a Mamba,
     /// [T, 2d + 2GN + H]
     pub projected: &'a [f32],
-    /// [c, K]
+    /// [K, c]
     pub weight: &'a [f32],
     /// [c]
     pub bias: &'a [f32],
@@ -73,6 +73,10 @@ impl Conv<'_> {
         let (first, certain) = (sequence.first as usize, sequence.certain() as usize);
         for from in (from..to).step_by(CHANNELS) {
             let width = CHANNELS.min(to - from);
+            let mut weights: [&[f32]; TAPS] = [&[]; TAPS];
+            for (tap, weights) in weights[..=kept].iter_mut().enumerate() {
+                *weights = &self.weight[tap * self.shape.conv_channels() + from..];
+            }
             for token in 0..sequence.count as usize {
                 let mut sources: [&[f32]; TAPS] = [&ZEROS[..width]; TAPS];
                 for (tap, source) in sources[..=kept].iter_mut().enumerate() {
@@ -81,8 +85,7 @@ impl Conv<'_> {
                 }
                 // SAFETY: passed on from the caller.
                 let out = unsafe { self.output.slice(first + token, from, width) };
-                let weight = &self.weight[from * (kept + 1)..];
-                row(self.isa, &sources[..=kept], weight, &self.bias[from..], out);
+                row(self.isa, &sources[..=kept], &weights[..=kept], &self.bias[from..], out);
                 self.precision.round(out);
             }
             // Saves come first: the tail at `source` is still what it was.

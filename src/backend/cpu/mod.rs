@@ -22,8 +22,9 @@ use super::{
     host::{Buffer, Routes, State},
 };
 use crate::model::config::{Attention, Mamba, Moe};
-#[cfg(target_arch = "x86_64")]
 use crate::ops::cells::Cells;
+#[cfg(target_arch = "x86_64")]
+use crate::ops::lines::Lines;
 use crate::ops::{self, linear::Epilogue};
 use crate::weights::Linear;
 use crew::{Crew, Scratch, split};
@@ -185,7 +186,7 @@ impl Cpu {
 
 impl Backend for Cpu {
     type Linear = Weight;
-    type Vector = Vec<f32>;
+    type Vector = Lines<f32>;
     type Experts = Experts;
     type Buffer = Buffer;
     type Routes = Routes;
@@ -200,8 +201,8 @@ impl Backend for Cpu {
         Weight::Stored(weight)
     }
 
-    fn vector_from(&mut self, values: Vec<f32>) -> Vec<f32> {
-        values
+    fn vector_from(&mut self, values: Vec<f32>) -> Lines<f32> {
+        Lines::from(values)
     }
 
     fn experts_from(&mut self, up: Vec<Linear>, down: Vec<Linear>) -> Self::Experts {
@@ -263,7 +264,7 @@ impl Backend for Cpu {
         &mut self,
         tokens: usize,
         x: &Buffer,
-        weight: &Vec<f32>,
+        weight: &Lines<f32>,
         eps: f32,
         out: &mut Buffer,
         column: usize,
@@ -290,8 +291,8 @@ impl Backend for Cpu {
         layer: usize,
         shape: &Mamba,
         projected: &Buffer,
-        weight: &Vec<f32>,
-        bias: &Vec<f32>,
+        weight: &Lines<f32>,
+        bias: &Lines<f32>,
         state: &mut State,
         out: &mut Buffer,
     ) {
@@ -325,7 +326,7 @@ impl Backend for Cpu {
         shape: &Mamba,
         projected: &Buffer,
         xbc: &Buffer,
-        heads: Heads<'_, Vec<f32>>,
+        heads: Heads<'_, Lines<f32>>,
         state: &mut State,
         out: &mut Buffer,
     ) {
@@ -362,7 +363,7 @@ impl Backend for Cpu {
         shape: &Mamba,
         eps: f32,
         projected: &Buffer,
-        weight: &Vec<f32>,
+        weight: &Lines<f32>,
         y: &mut Buffer,
     ) {
         let (isa, precision, d) = (self.isa, self.precision, shape.inner());
@@ -444,7 +445,7 @@ impl Backend for Cpu {
         shape: &Moe,
         u: &Buffer,
         gate: &Weight,
-        bias: &Vec<f32>,
+        bias: &Lines<f32>,
         routes: &mut Routes,
     ) {
         let (isa, chosen, experts) = (self.isa, shape.experts_per_token, shape.experts);

@@ -12,25 +12,20 @@
 //! next four bits 2 and 3, and so on, so that a shift brings the codes of two columns to where a look-up takes them.
 //! The scales of 16 columns are 16 bytes, a row each.
 
-use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
-
 use super::simd::Output;
+use crate::ops::lines::Lines;
 use crate::weights::linear::NVFP4_BLOCK;
 use crate::weights::{Format, Linear};
 
 /// Rows of a tile.
 pub const TILE: usize = 16;
 
-/// From so many bytes on, large pages are asked for: fewer look-ups of addresses when a step reads all weights once.
-#[cfg(target_os = "linux")]
-const HUGE: usize = 2 << 20;
-
 /// See the module. Rows that fill up the last tile are zero.
 pub struct Packed {
     pub rows: usize,
     pub cols: usize,
     pub codes: Codes,
-    data: Vec<Line>,
+    data: Lines<u8>,
 }
 
 /// What the bytes stand for.
@@ -42,7 +37,7 @@ pub enum Codes {
     },
     /// E2M1, times E4M3 scales `[tile, cols / 16, 16]`, times one per tensor.
     Nvfp4 {
-        scales: Vec<Line>,
+        scales: Lines<u8>,
         global_scale: f32,
     },
 }
@@ -57,11 +52,6 @@ impl Codes {
         }
     }
 }
-
-/// A cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub struct Line([u8; 64]);
 
 impl Packed {
     /// Whether a weight has such an order: its products are exact in BF16, and two columns stay together.
@@ -91,17 +81,17 @@ impl Packed {
     }
 
     pub fn data(&self) -> &[u8] {
-        bytes_of(&self.data)
+        &self.data
     }
 
     /// The tiles' codes and scales, for [`Filler::fill`] from several threads.
     pub fn filler<'a>(&mut self, weight: &'a Linear) -> Filler<'a> {
         let tile = self.codes.tile_bytes(self.cols);
         let scales = match &mut self.codes {
-            Codes::Nvfp4 { scales, .. } => Output::new(bytes_of_mut(scales), self.cols),
+            Codes::Nvfp4 { scales, .. } => Output::new(scales, self.cols),
             _ => Output::new(&mut [], 0),
         };
-        Filler { weight, data: Output::new(bytes_of_mut(&mut self.data), tile), tile, scales }
+        Filler { weight, data: Output::new(&mut self.data, tile), tile, scales }
     }
 }
 
@@ -167,38 +157,9 @@ fn spread(from: &[u8], width: usize, to: &mut [u8]) {
     }
 }
 
-/// Zeros, on large pages where there are enough of them.
-fn lines(bytes: usize) -> Vec<Line> {
-    let count = bytes.div_ceil(size_of::<Line>());
-    if count == 0 {
-        return Vec::new();
-    }
-    let layout = Layout::array::<Line>(count).expect("a weight that fits in memory");
-    // SAFETY: the layout is not empty; zeros are a Line; length, capacity and alignment are those of the layout.
-    unsafe {
-        let data = alloc_zeroed(layout);
-        if data.is_null() {
-            handle_alloc_error(layout);
-        }
-        #[cfg(target_os = "linux")]
-        if layout.size() >= HUGE {
-            // Advice: from the first page that is whole. If it is not taken, pages stay small.
-            let page = data.add(data.align_offset(4096));
-            let len = layout.size() - page.offset_from_unsigned(data);
-            libc::madvise(page.cast(), len, libc::MADV_HUGEPAGE);
-        }
-        Vec::from_raw_parts(data.cast(), count, count)
-    }
-}
-
-pub fn bytes_of(lines: &[Line]) -> &[u8] {
-    // SAFETY: a Line is 64 bytes without padding.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
-}
-
-fn bytes_of_mut(lines: &mut [Line]) -> &mut [u8] {
-    // SAFETY: as above, and any bytes are a Line.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
+/// Room for whole cache lines: a register may reach past the last tile.
+fn lines(bytes: usize) -> Lines<u8> {
+    Lines::zeros(bytes.next_multiple_of(64))
 }
 
 #[cfg(test)]
@@ -251,6 +212,6 @@ mod tests {
             }
         }
         let Codes::Nvfp4 { scales, .. } = &packed.codes else { panic!("another format") };
-        assert_eq!(bytes_of(scales)[16 + 3], 3 * 2 + 1, "row 3, columns 16 to 31");
+        assert_eq!(scales[16 + 3], 3 * 2 + 1, "row 3, columns 16 to 31");
     }
 }

@@ -156,7 +156,7 @@ impl<B: Backend> Builder<B> {
             index,
             shape,
             in_proj: backend.linear_from(fields.in_proj),
-            conv_weight: backend.vector_from(fields.conv_weight),
+            conv_weight: backend.vector_from(by_taps(&fields.conv_weight, shape.conv_kernel)),
             conv_bias: backend.vector_from(fields.conv_bias),
             a_log: backend.vector_from(fields.a_log),
             d: backend.vector_from(fields.d),
@@ -301,4 +301,9 @@ fn kind_of<L>(mixer: &Mixer<L>) -> &'static str {
         Mixer::Moe(_) => "moe",
         Mixer::Mlp(_) => "mlp",
     }
+}
+
+/// `weight` [c, K], as checkpoints have it, to [K, c]: neighbouring channels are computed together.
+fn by_taps(weight: &[f32], taps: usize) -> Vec<f32> {
+    (0..taps).flat_map(|tap| weight.iter().skip(tap).step_by(taps).copied()).collect()
 }

@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 
 use super::place::Place;
 use super::{E2M1, Tokens};
-use crate::backend::cpu::packed::{Codes, Packed, TILE, bytes_of};
+use crate::backend::cpu::packed::{Codes, Packed, TILE};
 
 /// Tokens that share what was decoded: their sums fill the registers.
 const TOKENS: usize = 8;
@@ -298,7 +298,6 @@ pub fn rows(weight: &Packed, from: usize, to: usize, tokens: Tokens<'_, u16>, pl
                 all(form, *scale, (from, to), weight.cols, tokens, place)
             }
             Codes::Nvfp4 { scales, global_scale } => {
-                let scales = bytes_of(scales);
                 assert!(data.len() >= weight.tiles() * weight.cols * 8);
                 assert!(scales.len() >= weight.tiles() * weight.cols);
                 let form = Nvfp4 { codes, scales: scales.as_ptr(), groups: weight.cols / 16 };

@@ -17,6 +17,8 @@ const HELD: usize = 2;
 
 /// Running sums of [`ROWS`] rows for each token.
 type Sums = [[MaybeUninit<__m512>; ROWS]; BLOCK];
+/// dt x of [`ROWS`] rows for each token.
+type Inputs = [[f32; ROWS]; BLOCK];
 
 /// Whether [`advance`] can do heads of `rows` rows of `width` numbers.
 pub fn fits(rows: usize, width: usize) -> bool {
@@ -32,10 +34,16 @@ pub fn advance(head: Head, block: Block<'_>, state: &mut [f32], output: Output) 
         assert!(token.x.len() == rows && token.b.len() == ROW && token.c.len() == ROW);
     }
     let mut sums: Sums = [[MaybeUninit::uninit(); ROWS]; BLOCK];
+    let mut inputs: Inputs = [[0.0; ROWS]; BLOCK];
     for (part, state) in state.chunks_exact_mut(ROWS * ROW).enumerate() {
+        for (inputs, token) in inputs.iter_mut().zip(block.tokens) {
+            for (input, &x) in inputs.iter_mut().zip(&token.x[ROWS * part..]) {
+                *input = token.dt * x;
+            }
+        }
         for (pair, state) in state.chunks_exact_mut(HELD * ROW).enumerate() {
             // SAFETY: two rows by the chunk's size, tokens of 128 numbers by the assertions above.
-            unsafe { pass(block, ROWS * part + HELD * pair, state, HELD * pair, &mut sums) };
+            unsafe { pass(block, HELD * pair, state, &inputs, &mut sums) };
         }
         for (token, sums) in block.tokens.iter().zip(&sums).skip(block.replayed) {
             // SAFETY: the caller owns this head's columns of the output.
@@ -46,12 +54,12 @@ pub fn advance(head: Head, block: Block<'_>, state: &mut [f32], output: Output) 
     }
 }
 
-/// Rows `p` and `p + 1` of the head, `state` [2, 128], over all tokens; their sums go to columns from `column` on.
+/// Two rows, `state` [2, 128], over all tokens; their inputs and sums are columns from `column` on.
 ///
 /// # Safety
-/// AVX-512F must be there; `state` has 256 numbers, b and c of a token have 128, x has more than `p + 1`.
+/// AVX-512F must be there; `state` has 256 numbers, b and c of a token have 128; `column` + 2 is at most [`ROWS`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn pass(block: Block<'_>, p: usize, state: &mut [f32], column: usize, sums: &mut Sums) {
+unsafe fn pass(block: Block<'_>, column: usize, state: &mut [f32], inputs: &Inputs, sums: &mut Sums) {
     let mut rows = [[_mm512_setzero_ps(); REGISTERS]; HELD];
     for i in 0..HELD {
         for k in 0..REGISTERS {
@@ -61,15 +69,15 @@ unsafe fn pass(block: Block<'_>, p: usize, state: &mut [f32], column: usize, sum
     }
     let (kept, drafts) = block.tokens.split_at(block.kept);
     let (before, after) = sums.split_at_mut(block.kept);
-    for (i, (token, sums)) in kept.iter().zip(before).enumerate() {
-        let sums = &mut sums[column..][..HELD];
+    for (i, ((token, sums), inputs)) in kept.iter().zip(before).zip(inputs).enumerate() {
+        let (inputs, sums) = (&inputs[column..][..HELD], &mut sums[column..][..HELD]);
         // SAFETY: passed on from the caller.
         unsafe {
             if i < block.replayed {
                 // Its output is known.
-                step::<false>(token, p, &mut rows, sums)
+                step::<false>(token, inputs, &mut rows, sums)
             } else {
-                step::<true>(token, p, &mut rows, sums)
+                step::<true>(token, inputs, &mut rows, sums)
             }
         }
     }
@@ -81,9 +89,9 @@ unsafe fn pass(block: Block<'_>, p: usize, state: &mut [f32], column: usize, sum
             }
         }
     }
-    for (token, sums) in drafts.iter().zip(after) {
+    for ((token, sums), inputs) in drafts.iter().zip(after).zip(&inputs[block.kept..]) {
         // SAFETY: passed on from the caller.
-        unsafe { step::<true>(token, p, &mut rows, &mut sums[column..][..HELD]) };
+        unsafe { step::<true>(token, &inputs[column..][..HELD], &mut rows, &mut sums[column..][..HELD]) };
     }
 }
 
@@ -95,17 +103,14 @@ unsafe fn pass(block: Block<'_>, p: usize, state: &mut [f32], column: usize, sum
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn step<const OUTPUT: bool>(
     token: &Token<'_>,
-    p: usize,
+    inputs: &[f32],
     rows: &mut [[__m512; REGISTERS]; HELD],
     sums: &mut [MaybeUninit<__m512>],
 ) {
     let decay = _mm512_set1_ps(token.decay);
-    let mut lanes = [_mm512_setzero_ps(); HELD];
-    let mut inputs = [_mm512_setzero_ps(); HELD];
-    for (i, input) in inputs.iter_mut().enumerate() {
-        // SAFETY: x has more than p + 1 numbers.
-        *input = _mm512_set1_ps(token.dt * unsafe { *token.x.get_unchecked(p + i) });
-    }
+    let inputs: [__m512; HELD] = std::array::from_fn(|i| _mm512_set1_ps(inputs[i]));
+    // Two chains of additions a row: one would be longer than the rest of the work.
+    let mut lanes = [[_mm512_setzero_ps(); 2]; HELD];
     for k in 0..REGISTERS {
         // SAFETY: 16 of the 128 numbers.
         let (b, c) = unsafe {
@@ -114,13 +119,13 @@ unsafe fn step<const OUTPUT: bool>(
         for i in 0..HELD {
             rows[i][k] = _mm512_fmadd_ps(rows[i][k], decay, _mm512_mul_ps(inputs[i], b));
             if OUTPUT {
-                lanes[i] = _mm512_fmadd_ps(rows[i][k], c, lanes[i]);
+                lanes[i][k % 2] = _mm512_fmadd_ps(rows[i][k], c, lanes[i][k % 2]);
             }
         }
     }
     if OUTPUT {
         for (sum, lanes) in sums.iter_mut().zip(lanes) {
-            sum.write(lanes);
+            sum.write(_mm512_add_ps(lanes[0], lanes[1]));
         }
     }
 }
