@@ -7,8 +7,9 @@ use super::state::Resident;
 use super::steer::Grammars;
 use crate::engine::{self, Status};
 use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot, watch};
 
 /// Opens models by their place; the command line knows how.
@@ -136,6 +137,10 @@ pub struct Seat {
     failure: Mutex<Option<ApiError>>,
     /// Parts that somebody has asked to wake: weights, caches.
     asked: Mutex<[bool; 2]>,
+    /// It fell asleep because nobody asked for it; whoever asks wakes it.
+    dozes: AtomicBool,
+    /// When a request for it last began or ended.
+    used: Mutex<Instant>,
 }
 
 /// Who waits for a lease.
@@ -211,6 +216,9 @@ impl Lease {
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        if let Some(seat) = self.keeper.seat(self.place) {
+            *lock(&seat.used) = Instant::now();
+        }
         self.keeper.roster().release(self.place);
         self.keeper.tell();
     }
@@ -258,6 +266,8 @@ impl Keeper {
             loading: Mutex::default(),
             failure: Mutex::default(),
             asked: Mutex::default(),
+            dozes: AtomicBool::new(false),
+            used: Mutex::new(Instant::now()),
         };
         write(&self.seats).push(Arc::new(seat));
         self.roster().add(stage, starting)
@@ -281,6 +291,7 @@ impl Keeper {
             *write(&seat.model) = Some(resident.model.clone());
             *there = Some(resident);
         }
+        *lock(&seat.used) = Instant::now();
         self.roster().placed(place);
         self.tell();
     }
@@ -314,12 +325,17 @@ impl Keeper {
     /// A model to answer one request with, and perhaps the wait for it. `load` in place of the server's own rule.
     /// Errors: it is not here and does not come.
     pub async fn lease(self: &Arc<Self>, place: usize, load: Option<bool>) -> Result<Lease, ApiError> {
-        let wish = Wish {
-            load: load.unwrap_or(self.keeping.autoload) && self.loader.get().is_some(),
-            wake: self.keeping.auto_wake,
-        };
         let (waiter, answer) = oneshot::channel();
-        let reply = self.roster().request(place, wish, waiter);
+        let reply = {
+            let mut roster = self.roster();
+            // Read under the lock, so that nobody finds a model that dozes off and may not wake it.
+            let dozes = self.seat(place).is_some_and(|seat| seat.dozes.load(Ordering::Acquire));
+            let wish = Wish {
+                load: load.unwrap_or(self.keeping.autoload) && self.loader.get().is_some(),
+                wake: self.keeping.auto_wake || dozes,
+            };
+            roster.request(place, wish, waiter)
+        };
         let name = || self.name(place);
         match reply {
             Reply::Leased(_) => self.leased(place).ok_or(ApiError::Loading { percent: 0.0 }),
@@ -425,6 +441,7 @@ impl Keeper {
         }
         if let Some(seat) = self.seat(place) {
             *lock(&seat.asked) = [false; 2];
+            seat.dozes.store(false, Ordering::Release);
         }
         self.tell();
         // It must come to its end even if whoever asked goes away.
@@ -432,6 +449,33 @@ impl Keeper {
         falling.await.map_err(|error| ApiError::Internal(format!("Falling asleep failed: {error}")))?;
         tracing::info!("The model {} sleeps: {level:?}", self.name(place));
         Ok(true)
+    }
+
+    /// Puts models to sleep that nobody has asked for in so long; whoever asks for one again wakes it. Runs for ever;
+    /// drop the future to stop.
+    pub async fn doze(self: Arc<Self>, idle: Duration) {
+        let mut looks =
+            tokio::time::interval((idle / 4).clamp(Duration::from_millis(1), Duration::from_secs(1)));
+        loop {
+            looks.tick().await;
+            for (place, seat) in self.seats().iter().enumerate() {
+                if lock(&seat.used).elapsed() < idle || self.is_reading(place) {
+                    continue;
+                }
+                let slept = {
+                    let mut roster = self.roster();
+                    let slept = roster.leases(place) == 0 && roster.sleep(place, Level::Offloaded).is_ok();
+                    if slept {
+                        seat.dozes.store(true, Ordering::Release);
+                    }
+                    slept
+                };
+                if slept {
+                    tracing::info!("The model {} sleeps: nobody has asked for it", seat.canonical());
+                    tokio::spawn(self.clone().leave(place, Some(Duration::ZERO)));
+                }
+            }
+        }
     }
 
     async fn fall_asleep(self: Arc<Self>, place: usize, level: Level, mode: Mode) {
@@ -570,6 +614,7 @@ impl Keeper {
         super::steer::warm(&self.grammars, &resident);
         *write(&seat.model) = Some(resident.model.clone());
         *write(&seat.resident) = Some(resident);
+        *lock(&seat.used) = Instant::now();
         tracing::info!("The model {} is loaded", seat.canonical());
         let waiters = self.roster().loaded(place);
         self.tell();

@@ -173,8 +173,8 @@ impl<W> Roster<W> {
                 return Reply::Woken(waiter);
             }
             Stage::Starting => return Reply::Starting,
-            Stage::Leaving(Then::Asleep(_)) => return Reply::Asleep,
-            Stage::Asleep(_) if !wish.wake => return Reply::Asleep,
+            Stage::Leaving(Then::Asleep(level)) if level.keeps_memory() => return Reply::Asleep,
+            Stage::Leaving(Then::Asleep(_)) | Stage::Asleep(_) if !wish.wake => return Reply::Asleep,
             Stage::Unloaded | Stage::Leaving(Then::Unloaded) if !wish.load => return Reply::NotLoaded,
             _ => {}
         }

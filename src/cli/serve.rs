@@ -81,6 +81,9 @@ pub async fn serve_on(
 ) -> anyhow::Result<()> {
     let stopped = stop.subscribe();
     tokio::spawn(watch_stalls(app.clone()));
+    if let Some(idle) = args.sleep_idle_seconds.filter(|idle| !idle.is_zero()) {
+        tokio::spawn(app.keeper.clone().doze(idle));
+    }
     if !args.disable_log_stats {
         tokio::spawn(log_throughput(app.clone()));
     }

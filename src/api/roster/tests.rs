@@ -199,7 +199,7 @@ impl World {
             assert_eq!(self.roster.leases(place), running.len(), "leases of {place}");
             let waits = self.waiting.iter().any(|(waits, _)| *waits == place);
             let stage = self.roster.stage(place);
-            let may_wait = matches!(stage, Stage::Queued | Stage::Loading | Stage::Leaving(Then::Unloaded));
+            let may_wait = matches!(stage, Stage::Queued | Stage::Loading | Stage::Leaving(_));
             assert!(!waits || may_wait, "somebody waits for {place}, which is {stage:?}");
         }
         let counted =

@@ -52,6 +52,9 @@ pub struct Args {
     /// A request for a model that sleeps wakes it
     #[arg(long)]
     pub auto_wake: bool,
+    /// Seconds after which a model that nobody asks for gives its memory back; a request brings it again [default: never]
+    #[arg(long, value_name = "SEC", value_parser = idle_seconds, allow_hyphen_values = true)]
+    pub sleep_idle_seconds: Option<std::time::Duration>,
     /// Show what the models would take of memory, and end
     #[arg(long)]
     pub dry_run: bool,
@@ -368,6 +371,11 @@ fn size(text: &str) -> Result<usize, String> {
     count
         .filter(|count| *count > 0)
         .ok_or_else(|| format!("expected a size such as 4096, 32k or 1M, got `{text}`"))
+}
+
+/// llama-server writes never as -1.
+fn idle_seconds(text: &str) -> Result<std::time::Duration, String> {
+    if text == "-1" { Ok(std::time::Duration::MAX) } else { seconds(text) }
 }
 
 fn at_most_1024(text: &str) -> Result<usize, String> {
