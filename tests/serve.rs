@@ -369,7 +369,7 @@ fn a_flag_that_cannot_be_is_refused_before_anything_is_set_aside() {
     check("--chat-template", "/nowhere/template", "/nowhere/template");
     check("--models-dir", "/nowhere/models", "/nowhere/models cannot be read");
     check("--models-preset", "/nowhere/presets.toml", "/nowhere/presets.toml cannot be read");
-    check("--models-max", "-1", "--models-max");
+    check("--models-max", "1025", "0 to 1024");
     check("--override-generation-config", r#"{"top_p": 2}"#, "top_p: expected above 0 and at most 1, got 2");
 }
 

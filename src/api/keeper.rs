@@ -1,120 +1,16 @@
 //! Carries out what the roster decides: loads and ends engines, gives out leases, and tells who waits.
 
 use super::error::ApiError;
-use super::model::ModelInfo;
+use super::loader::{Known, LoadError, Loader};
 use super::roster::{Level, Order, Reply, Roster, Stage, Then, Wish};
+use super::seat::{Seat, lock, read, write};
 use super::state::Resident;
 use super::steer::Grammars;
-use crate::engine::{self, Status};
+use crate::engine::Status;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
+use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
-
-/// Opens models by their place; the command line knows how.
-pub trait Loader: Send + Sync + 'static {
-    /// Reads what stands before the weights, plans the memory and starts the engine, which loads on its own thread.
-    /// Blocks.
-    fn start(&self, place: usize) -> Result<Resident, LoadError>;
-
-    /// The engine of a place has ended, its memory is free.
-    fn ended(&self, place: usize);
-
-    /// What a model would take of memory. Blocks.
-    fn simulate(&self, simulation: &Simulation) -> Result<Estimate, LoadError>;
-
-    /// Models that have come since the last look, in the order of their places to be. Blocks.
-    fn rescan(&self) -> Result<Vec<Known>, LoadError>;
-}
-
-/// Why a model is not loaded.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum LoadError {
-    /// Not even alone; in the memory plan's words.
-    #[error("{0}")]
-    NeverFits(String),
-    /// Not beside those that are here.
-    #[error("{0}")]
-    NoRoom(String),
-    #[error("{0}")]
-    Failed(String),
-}
-
-/// A model that the server knows and need not have loaded.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Known {
-    /// What requests may call it; the first is canonical. Never empty.
-    pub names: Vec<String>,
-    /// The path or repository it comes from.
-    pub path: String,
-    /// Its own options, as words of a command line.
-    pub args: Vec<String>,
-    /// The section of the preset file that names it, if one does.
-    pub preset: Option<String>,
-    /// What its configuration alone says of it, if that can be read.
-    pub model: Option<ModelInfo>,
-    /// It is loaded at the start, after those of the command line.
-    pub on_start: bool,
-    /// How long its requests may go on when it is unloaded.
-    pub stop_timeout: Duration,
-}
-
-/// How long requests may go on when their model is unloaded, unless somebody says otherwise.
-pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-
-impl Known {
-    /// A model of which nothing but its names is known.
-    pub fn named(names: Vec<String>) -> Self {
-        Self {
-            path: names.first().cloned().unwrap_or_default(),
-            names,
-            args: Vec::new(),
-            preset: None,
-            model: None,
-            on_start: false,
-            stop_timeout: STOP_TIMEOUT,
-        }
-    }
-}
-
-/// What `POST /simulate` asks about.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Simulation {
-    pub target: Target,
-    pub max_model_len: Option<usize>,
-    pub max_num_seqs: Option<usize>,
-    pub kv_cache_dtype: Option<String>,
-    /// Of what is free, how much may be taken; above 0, at most 1.
-    pub share: Option<f64>,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub enum Target {
-    Place(usize),
-    Path(String),
-}
-
-/// What a model would take of memory, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Estimate {
-    pub total: u64,
-    pub weights: u64,
-    pub kv_per_token: u64,
-    pub state_per_sequence: u64,
-    pub activations: u64,
-    /// `None` where the system does not tell.
-    pub free: Option<u64>,
-    /// Sequences of the whole context that would run at one time.
-    pub concurrency: usize,
-    pub max_model_len: usize,
-}
-
-impl Estimate {
-    pub fn fits(&self) -> bool {
-        self.free.is_none_or(|free| self.total <= free)
-    }
-}
 
 /// How requests under way are treated when their model goes to sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,24 +19,6 @@ pub enum Mode {
     Wait,
     /// They stand still until it wakes.
     Keep,
-}
-
-/// A place and who is in it.
-pub struct Seat {
-    pub known: Known,
-    /// The model that answers.
-    resident: RwLock<Option<Resident>>,
-    /// The engine that reads its weights.
-    loading: Mutex<Option<engine::Handle>>,
-    /// What was known of the model when it was last here.
-    model: RwLock<Option<Arc<ModelInfo>>>,
-    failure: Mutex<Option<ApiError>>,
-    /// Parts that somebody has asked to wake: weights, caches.
-    asked: Mutex<[bool; 2]>,
-    /// It fell asleep because nobody asked for it; whoever asks wakes it.
-    dozes: AtomicBool,
-    /// When a request for it last began or ended.
-    used: Mutex<Instant>,
 }
 
 /// Who waits for a lease.
@@ -217,7 +95,7 @@ impl Lease {
 impl Drop for Guard {
     fn drop(&mut self) {
         if let Some(seat) = self.keeper.seat(self.place) {
-            *lock(&seat.used) = Instant::now();
+            seat.touch();
         }
         self.keeper.roster().release(self.place);
         self.keeper.tell();
@@ -259,17 +137,7 @@ impl Keeper {
     /// One more place: `starting` if the start of the server fills it.
     pub fn add(&self, known: Known, starting: bool) -> usize {
         let stage = if starting { Stage::Starting } else { Stage::Unloaded };
-        let seat = Seat {
-            model: RwLock::new(known.model.clone().map(Arc::new)),
-            known,
-            resident: RwLock::default(),
-            loading: Mutex::default(),
-            failure: Mutex::default(),
-            asked: Mutex::default(),
-            dozes: AtomicBool::new(false),
-            used: Mutex::new(Instant::now()),
-        };
-        write(&self.seats).push(Arc::new(seat));
+        write(&self.seats).push(Arc::new(Seat::new(known)));
         self.roster().add(stage, starting)
     }
 
@@ -283,15 +151,9 @@ impl Keeper {
     /// The model of a place that the start has put there; only the first counts.
     pub fn put(&self, place: usize, resident: Resident) {
         let Some(seat) = self.seat(place) else { return };
-        {
-            let mut there = write(&seat.resident);
-            if there.is_some() {
-                return;
-            }
-            *write(&seat.model) = Some(resident.model.clone());
-            *there = Some(resident);
+        if !seat.fill(resident) {
+            return;
         }
-        *lock(&seat.used) = Instant::now();
         self.roster().placed(place);
         self.tell();
     }
@@ -329,7 +191,7 @@ impl Keeper {
         let reply = {
             let mut roster = self.roster();
             // Read under the lock, so that nobody finds a model that dozes off and may not wake it.
-            let dozes = self.seat(place).is_some_and(|seat| seat.dozes.load(Ordering::Acquire));
+            let dozes = self.seat(place).is_some_and(|seat| seat.dozes());
             let wish = Wish {
                 load: load.unwrap_or(self.keeping.autoload) && self.loader.get().is_some(),
                 wake: self.keeping.auto_wake || dozes,
@@ -397,9 +259,9 @@ impl Keeper {
         let Some(seat) = self.seat(place) else { return Ok(()) };
         loop {
             let stage = self.stage(place);
-            let is_reading = lock(&seat.loading).is_some();
+            let is_reading = seat.is_loading();
             match stage {
-                Stage::Unloaded => return lock(&seat.failure).clone().map_or(Ok(()), Err),
+                Stage::Unloaded => return seat.failure().map_or(Ok(()), Err),
                 Stage::Loading if !is_reading => {}
                 // It waits for others, which may take long.
                 _ => return Ok(()),
@@ -440,8 +302,7 @@ impl Keeper {
             Err(_) => return Err(ApiError::Loading { percent: 0.0 }),
         }
         if let Some(seat) = self.seat(place) {
-            *lock(&seat.asked) = [false; 2];
-            seat.dozes.store(false, Ordering::Release);
+            seat.falls_asleep(false);
         }
         self.tell();
         // It must come to its end even if whoever asked goes away.
@@ -459,14 +320,14 @@ impl Keeper {
         loop {
             looks.tick().await;
             for (place, seat) in self.seats().iter().enumerate() {
-                if lock(&seat.used).elapsed() < idle || self.is_reading(place) {
+                if seat.idle_for() < idle || self.is_reading(place) {
                     continue;
                 }
                 let slept = {
                     let mut roster = self.roster();
                     let slept = roster.leases(place) == 0 && roster.sleep(place, Level::Offloaded).is_ok();
                     if slept {
-                        seat.dozes.store(true, Ordering::Release);
+                        seat.falls_asleep(true);
                     }
                     slept
                 };
@@ -569,7 +430,7 @@ impl Keeper {
     /// Loads a model to its end, good or bad.
     async fn bring(self: Arc<Self>, place: usize) {
         let (Some(loader), Some(seat)) = (self.loader.get().cloned(), self.seat(place)) else { return };
-        *lock(&seat.failure) = None;
+        seat.set_failure(None);
         let opener = loader.clone();
         let opened = tokio::task::spawn_blocking(move || opener.start(place)).await;
         let opened =
@@ -591,7 +452,7 @@ impl Keeper {
             Err(LoadError::Failed(words)) => ApiError::LoadFailed(words),
         };
         tracing::error!("The model {} could not be loaded: {error}", seat.canonical());
-        *lock(&seat.failure) = Some(error.clone());
+        seat.set_failure(Some(error.clone()));
         let waiters = self.roster().failed(place);
         self.tell();
         dismiss(waiters, &error);
@@ -599,10 +460,10 @@ impl Keeper {
 
     /// Waits until a model's weights are read. Errors: why they are not.
     async fn reads(&self, seat: &Seat, resident: &Resident) -> Result<(), ApiError> {
-        *lock(&seat.loading) = Some(resident.engine.clone());
+        seat.set_loading(Some(resident.engine.clone()));
         self.tell();
         resident.engine.loaded().await;
-        *lock(&seat.loading) = None;
+        seat.set_loading(None);
         match resident.engine.status() {
             Status::Ready => Ok(()),
             Status::Dead(reason) => Err(ApiError::LoadFailed(reason)),
@@ -612,9 +473,7 @@ impl Keeper {
 
     fn arrived(self: &Arc<Self>, place: usize, seat: &Seat, resident: Resident) {
         super::steer::warm(&self.grammars, &resident);
-        *write(&seat.model) = Some(resident.model.clone());
-        *write(&seat.resident) = Some(resident);
-        *lock(&seat.used) = Instant::now();
+        seat.fill(resident);
         tracing::info!("The model {} is loaded", seat.canonical());
         let waiters = self.roster().loaded(place);
         self.tell();
@@ -637,7 +496,7 @@ impl Keeper {
             // Longer than that only if a step does not end: then its memory is not free either.
             resident.engine.ended().await;
             self.grammars.forget(&resident.text);
-            *write(&seat.resident) = None;
+            seat.clear();
         }
         if let Some(loader) = self.loader.get() {
             loader.ended(place);
@@ -650,61 +509,9 @@ impl Keeper {
     }
 }
 
-impl Seat {
-    pub fn resident(&self) -> Option<Resident> {
-        read(&self.resident).clone()
-    }
-
-    /// What is or was known of the model.
-    pub fn model(&self) -> Option<Arc<ModelInfo>> {
-        read(&self.model).clone()
-    }
-
-    /// Why it could not be loaded, the last time somebody tried.
-    pub fn failure(&self) -> Option<ApiError> {
-        lock(&self.failure).clone()
-    }
-
-    /// Share of the weights that is read, 0 to 1, while they are.
-    pub fn progress(&self) -> Option<f32> {
-        match lock(&self.loading).as_ref()?.status() {
-            Status::Loading { progress } => Some(progress),
-            _ => None,
-        }
-    }
-
-    /// Parts are wanted awake; whether now all of them are.
-    pub fn ask(&self, parts: [bool; 2]) -> bool {
-        let mut asked = lock(&self.asked);
-        asked.iter_mut().zip(parts).for_each(|(asked, part)| *asked |= part);
-        let all = asked.iter().all(|asked| *asked);
-        if all {
-            *asked = [false; 2];
-        }
-        all
-    }
-
-    pub fn canonical(&self) -> &str {
-        self.known.names.first().map_or("", String::as_str)
-    }
-}
-
 fn dismiss(waiters: Vec<Waiter>, error: &ApiError) {
     for waiter in waiters {
         // Whoever has left needs no answer.
         drop(waiter.send(Err(error.clone())));
     }
-}
-
-// A panic under one of these locks leaves whole values behind: each is set in one go.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,10 +3,11 @@
 use super::body::JsonBody;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::keeper::{Mode, Seat};
+use super::keeper::Mode;
 use super::models::status;
 use super::query::Pairs;
 use super::roster::{Level, Stage};
+use super::seat::Seat;
 use super::state::App;
 use axum::Json;
 use axum::extract::State;

@@ -1,8 +1,8 @@
 //! `GET /v1/models` and `/v1/models/{id}`: who answers here, and how much context it has.
 
 use super::error::ApiError;
-use super::keeper::Seat;
 use super::roster::{Stage, Then};
+use super::seat::Seat;
 use super::state::App;
 use axum::Json;
 use axum::extract::{Path, State};

@@ -3,7 +3,7 @@
 use super::body::JsonBody;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::keeper::{Estimate, LoadError, Simulation, Target};
+use super::loader::{Estimate, LoadError, Simulation, Target};
 use super::state::App;
 use axum::Json;
 use axum::extract::State;

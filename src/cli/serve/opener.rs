@@ -103,7 +103,9 @@ impl Opener {
         .await
         .context("reading the checkpoint failed")??;
 
-        tracing::info!("Loading weights: {}", self.args.compute.describe());
+        if self.front > 0 {
+            tracing::info!("Loading weights: {}", self.args.compute.describe());
+        }
         let mut before = None;
         for (index, (described, sizes)) in described.into_iter().zip(sizes).enumerate() {
             let resident = self.engine(index, described, &sizes, before);
@@ -438,6 +440,77 @@ fn log_defaults(model: &ModelInfo) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::STOP_TIMEOUT;
+
+    /// Knows `tiny`, and has `bytes` to give.
+    fn opener(bytes: u64) -> Opener {
+        let args: Args = crate::cli::flags(["serve"]).expect("no flag is required");
+        let tiny = Known {
+            served: Served::new(None, "tiny"),
+            args: Box::new(args.clone()),
+            words: Vec::new(),
+            in_file: false,
+            on_start: false,
+            stop_timeout: STOP_TIMEOUT,
+        };
+        let opener = Opener::new(args, Models { front: Vec::new(), known: vec![tiny] }, None);
+        opener.ledger().start = Some(bytes);
+        opener
+    }
+
+    #[test]
+    fn what_is_given_is_not_given_again() {
+        let opener = opener(100);
+        opener.ledger().taken.insert(3, 60);
+        assert_eq!(opener.ledger().free(), Some(40));
+        opener.ended(3);
+        assert_eq!(opener.ledger().free(), Some(100));
+    }
+
+    #[test]
+    fn too_little_memory_is_for_ever_where_nobody_can_go() {
+        let opener = opener(1000);
+        let refused = |error| opener.start(0).map(|_| ()).is_err_and(|got| error == got);
+        let LoadError::NeverFits(words) = opener.start(0).map(|_| ()).expect_err("it is too large") else {
+            panic!("nobody holds anything");
+        };
+        assert!(words.contains("the plan needs") && words.contains("are free"), "{words}");
+        opener.ledger().taken.insert(3, 0);
+        assert!(refused(LoadError::NoRoom(words)));
+    }
+
+    #[test]
+    fn a_simulation_takes_nothing_and_hears_what_it_is_told() {
+        let opener = opener(1 << 30);
+        let simulate = |change: fn(&mut Simulation)| {
+            let mut simulation = Simulation {
+                target: Target::Place(0),
+                max_model_len: None,
+                max_num_seqs: None,
+                kv_cache_dtype: None,
+                share: None,
+            };
+            change(&mut simulation);
+            opener.simulate(&simulation)
+        };
+        let plain = simulate(|_| ()).expect("tiny is there");
+        assert!(plain.fits() && plain.total <= 1 << 30, "{plain:?}");
+        let half =
+            simulate(|simulation| simulation.kv_cache_dtype = Some("fp8".into())).expect("it is known");
+        assert!(half.kv_per_token < plain.kv_per_token);
+        let short = simulate(|simulation| simulation.max_model_len = Some(64)).expect("less than it has");
+        assert!(short.max_model_len == 64 && short.total < plain.total);
+        assert!(!simulate(|simulation| simulation.share = Some(1e-6)).expect("tiny is there").fits());
+        for change in [
+            (|simulation| simulation.kv_cache_dtype = Some("int3".into())) as fn(&mut Simulation),
+            |simulation| simulation.max_num_seqs = Some(100_000),
+            |simulation| simulation.max_model_len = Some(1 << 30),
+            |simulation| simulation.target = Target::Path("/nowhere".into()),
+        ] {
+            assert!(matches!(simulate(change), Err(LoadError::Failed(_))));
+        }
+        assert!(opener.ledger().taken.is_empty());
+    }
 
     #[test]
     fn overrides_are_checked() {
