@@ -51,9 +51,22 @@ struct Ledger {
 impl Ledger {
     /// What may still be given: of the first look, and of what is there now, whatever others have taken.
     fn free(&self) -> Option<u64> {
-        let taken = self.taken.values().fold(0u64, |sum, taken| sum.saturating_add(*taken));
+        let taken = self.taken.values().copied().fold(0u64, u64::saturating_add);
         let left = self.start.map(|start| start.saturating_sub(taken));
         match (left, memory::free()) {
+            (Some(left), Some(now)) => Some(left.min(now)),
+            (left, now) => left.or(now),
+        }
+    }
+
+    /// The same when all but the first `front` places have ended.
+    fn free_without_others(&self, front: usize) -> Option<u64> {
+        let others = self.taken.iter().filter(|(place, _)| **place >= front).map(|(_, taken)| *taken);
+        let others = others.fold(0u64, u64::saturating_add);
+        let all = self.taken.values().copied().fold(0u64, u64::saturating_add);
+        let left = self.start.map(|start| start.saturating_sub(all - others));
+        let now = memory::free().map(|now| now.saturating_add(others));
+        match (left, now) {
             (Some(left), Some(now)) => Some(left.min(now)),
             (left, now) => left.or(now),
         }
@@ -211,13 +224,17 @@ impl Loader for Opener {
         let failed = |error: anyhow::Error| LoadError::Failed(format!("{error:#}"));
         let place = self.place(index).ok_or(LoadError::Failed("there is no such place".into()))?;
         let described = vec![describe(&place.args, &place.served, self.nice(index)).map_err(failed)?];
-        let (free, others_may_go) = {
+        let (free, most) = {
             let ledger = self.ledger();
-            (ledger.free(), ledger.taken.keys().any(|taken| *taken >= self.front))
+            (ledger.free(), ledger.free_without_others(self.front))
         };
         let sizes = plan(&place.args, &described, free).map_err(|error| {
+            // Nobody shall go for one that does not fit even then.
+            let models = models(&described);
+            let alone = sizes::divide(&models, &Wish::new(&place.args), most);
+            let would_fit = sizes::check(&alone, most, false).is_ok();
             let words = error.to_string();
-            if others_may_go { LoadError::NoRoom(words) } else { LoadError::NeverFits(words) }
+            if would_fit { LoadError::NoRoom(words) } else { LoadError::NeverFits(words) }
         })?;
         let opened = described.into_iter().zip(sizes).next();
         let (described, sizes) = opened.ok_or(LoadError::Failed("the plan has no model".into()))?;
@@ -315,19 +332,23 @@ pub fn introduce(known: &Known) -> api::Known {
 
 /// Divides `free` bytes among the models and shows it. Errors: it does not fit.
 fn plan(args: &Args, described: &[Described], free: Option<u64>) -> anyhow::Result<Vec<Sizes>> {
-    let models: Vec<sizes::Model> = described
-        .iter()
-        .map(|described| sizes::Model {
-            name: described.model.canonical(),
-            config: &described.resident.config,
-            context: described.model.max_model_len,
-            weights: described.resident.bytes(),
-        })
-        .collect();
+    let models = models(described);
     let sizes = sizes::divide(&models, &Wish::new(args), free);
     tracing::info!("Memory:\n{}", sizes::show(&models, &sizes, free));
     sizes::check(&sizes, free, args.allow_overcommit)?;
     Ok(sizes)
+}
+
+fn models(described: &[Described]) -> Vec<sizes::Model<'_>> {
+    described
+        .iter()
+        .map(|Described { resident, model, .. }| sizes::Model {
+            name: model.canonical(),
+            config: &resident.config,
+            context: model.max_model_len,
+            weights: resident.bytes(),
+        })
+        .collect()
 }
 
 struct Described {
@@ -468,15 +489,18 @@ mod tests {
     }
 
     #[test]
-    fn too_little_memory_is_for_ever_where_nobody_can_go() {
-        let opener = opener(1000);
-        let refused = |error| opener.start(0).map(|_| ()).is_err_and(|got| error == got);
-        let LoadError::NeverFits(words) = opener.start(0).map(|_| ()).expect_err("it is too large") else {
-            panic!("nobody holds anything");
+    fn too_little_memory_is_for_ever_where_nobody_can_make_enough_room() {
+        let check = |bytes: u64, others: u64, expected: fn(String) -> LoadError| {
+            let opener = opener(bytes);
+            opener.ledger().taken.insert(3, others);
+            let refused = opener.start(0).map(|_| ()).expect_err("it is too large");
+            let words = refused.to_string();
+            assert!(words.contains("the plan needs") && words.contains("are free"), "{words}");
+            assert_eq!(refused, expected(words));
         };
-        assert!(words.contains("the plan needs") && words.contains("are free"), "{words}");
-        opener.ledger().taken.insert(3, 0);
-        assert!(refused(LoadError::NoRoom(words)));
+        check(1000, 0, LoadError::NeverFits);
+        check(1000, 900, LoadError::NeverFits);
+        check(1 << 30, (1 << 30) - 1000, LoadError::NoRoom);
     }
 
     #[test]
