@@ -367,6 +367,9 @@ fn a_flag_that_cannot_be_is_refused_before_anything_is_set_aside() {
     check("--speculative-config", "eagle", "must be");
     check("--host", "256.0.0.1", "256.0.0.1");
     check("--chat-template", "/nowhere/template", "/nowhere/template");
+    check("--models-dir", "/nowhere/models", "/nowhere/models cannot be read");
+    check("--models-preset", "/nowhere/presets.toml", "/nowhere/presets.toml cannot be read");
+    check("--models-max", "1025", "0 to 1024");
     check("--override-generation-config", r#"{"top_p": 2}"#, "top_p: expected above 0 and at most 1, got 2");
 }
 
@@ -402,6 +405,137 @@ fn two_models_share_a_door_and_not_their_answers() {
     assert_eq!(server.metric("vllm:generation_tokens_total", "engine=\"1\""), 40.0);
     let plan = server.log();
     assert!(plan.lines().any(|line| line.contains("tiny") && line.contains("together")), "{plan}");
+}
+
+/// `tiny` and `tiny-nvfp4` in folders of their own, as somebody would keep them.
+fn models_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let own = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    for name in ["tiny", "tiny-nvfp4"] {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+        // What the second has not of its own is the first's.
+        for source in ["tiny", name] {
+            for entry in std::fs::read_dir(own.join(source)).unwrap() {
+                let path = entry.unwrap().path();
+                let file = path.file_name().unwrap();
+                if path
+                    .extension()
+                    .is_some_and(|end| ["json", "jinja", "safetensors"].iter().any(|e| end == *e))
+                {
+                    std::fs::copy(&path, folder.path().join(name).join(file)).unwrap();
+                }
+            }
+        }
+    }
+    folder
+}
+
+fn status_of(server: &Server, model: &str) -> Value {
+    let list = server.get("/models").json();
+    let cards = list["data"].as_array().expect("a list");
+    cards.iter().find(|card| card["id"] == json!(model)).unwrap_or_else(|| panic!("no {model} in {list}"))["status"]
+        .clone()
+}
+
+fn until_status(server: &Server, model: &str, value: &str) {
+    eventually(value, || (status_of(server, model)["value"] == json!(value)).then_some(()));
+}
+
+#[test]
+fn models_of_a_folder_come_when_they_are_asked_for_and_make_room_for_each_other() {
+    let folder = models_folder();
+    let prompt = greedy("Hi! My name is", 20);
+    let alone = Server::ready(&["tiny-nvfp4"]).post(COMPLETIONS, &prompt).text();
+    let dir = folder.path().to_str().expect("UTF-8");
+    let server = Server::ready(&["--models-dir", dir, "--models-max", "1"]);
+    assert_eq!(server.get("/health").status, 200);
+    assert_eq!(status_of(&server, "tiny")["value"], json!("unloaded"));
+    let models = server.get("/v1/models").json();
+    assert_eq!(models["data"][1]["id"], json!("tiny-nvfp4"));
+    assert_eq!(models["data"][1]["max_model_len"], json!(8192));
+
+    let mut stream = server.begin(COMPLETIONS, &with(endless(true), "model", json!("tiny")));
+    stream.line("data:");
+    let other = with(prompt, "model", json!("tiny-nvfp4"));
+    let waiting = server.begin(COMPLETIONS, &other);
+    until_status(&server, "tiny-nvfp4", "loading");
+    assert_eq!(status_of(&server, "tiny")["value"], json!("loaded"), "it is busy");
+    stream.line("data:");
+    drop(stream);
+    assert_eq!(waiting.answer().text(), alone);
+    assert_eq!(status_of(&server, "tiny")["value"], json!("unloaded"));
+    assert_eq!(server.metric("vllm:generation_tokens_total", "engine=\"1\""), 20.0);
+
+    assert_eq!(server.post("/models/unload", &json!({"model": "tiny-nvfp4"})).status, 200);
+    until_status(&server, "tiny-nvfp4", "unloaded");
+    assert_eq!(server.post("/models/load", &json!({"model": "tiny-nvfp4"})).status, 200);
+    until_status(&server, "tiny-nvfp4", "loaded");
+    assert_eq!(server.post(COMPLETIONS, &other).text(), alone);
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}
+
+#[test]
+fn a_preset_that_does_not_fit_is_refused_in_the_words_of_the_plan_and_harms_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("presets.toml");
+    let text = "[\"*\"]\nmax-num-seqs = 2\n\n[huge]\nmodel = \"tiny\"\nkv-cache-tokens = \"1000000000k\"\n\
+                [small]\nmodel = \"tiny\"\nalias = \"little\"\nctx-size = 256\nload-on-startup = true\n";
+    std::fs::write(&path, text).unwrap();
+    let path = path.to_str().expect("UTF-8");
+    let server = Server::ready(&["--model", "front=tiny-nvfp4", "--models-preset", path]);
+    let asked = |model: &str| server.post(COMPLETIONS, &with(greedy("Hi", 2), "model", json!(model)));
+    let refused = asked("huge");
+    assert_eq!(refused.status, 400, "{}", refused.body);
+    assert!(refused.body.contains("the plan needs") && refused.body.contains("are free"), "{}", refused.body);
+    let refused = server.post("/models/load", &json!({"model": "huge"}));
+    assert!(refused.status == 400 && refused.body.contains("the plan needs"), "{}", refused.body);
+    let simulated = server.post("/simulate", &json!({"model": "huge"})).json();
+    assert_eq!(simulated["fits"], json!(false), "{simulated}");
+    assert_eq!(server.post("/simulate", &json!({"model": "small"})).json()["fits"], json!(true));
+    until_status(&server, "small", "loaded");
+    assert_eq!(server.get("/v1/models/little").json()["max_model_len"], json!(256));
+    assert_eq!((asked("little").status, asked("front").status), (200, 200));
+    assert_eq!(server.get("/health").status, 200);
+}
+
+#[test]
+fn a_model_sleeps_wakes_and_forgets_what_it_is_told_to() {
+    let server = Server::ready(&["--enable-sleep-mode"]);
+    let question = json!({"temperature": 0, "max_tokens": 24, "messages": [
+        {"role": "system", "content": "You are a toy. ".repeat(30)},
+        {"role": "user", "content": "What is 17 + 25?"},
+    ]});
+    let ask = || {
+        let answer = server.post(CHAT, &question).json();
+        let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_f64();
+        (answer["choices"][0]["message"].clone(), cached.unwrap() > 0.0)
+    };
+    let (first, _) = ask();
+    assert_eq!(ask(), (first.clone(), true));
+    assert_eq!(server.post_text("/reset_prefix_cache", "").json(), json!({"success": true}));
+    assert_eq!(ask(), (first.clone(), false), "the cache is empty");
+    for level in 0..3 {
+        assert_eq!(server.post_text(&format!("/sleep?level={level}"), "").status, 200);
+        assert_eq!(server.get("/is_sleeping").json(), json!({"is_sleeping": true}));
+        assert_eq!(server.get("/health").status, 200);
+        assert_eq!(server.post(CHAT, &question).status, 503);
+        assert_eq!(server.post_text("/wake_up", "").status, 200);
+        assert_eq!(ask(), (first.clone(), level == 0), "level {level}");
+    }
+}
+
+#[test]
+fn the_developers_variable_opens_what_the_flag_opens() {
+    let server = Server::listening(&[], &[("VLLM_SERVER_DEV_MODE", "1")]);
+    assert_eq!(server.get("/is_sleeping").json(), json!({"is_sleeping": false}));
+    assert_eq!(Server::listening(&[], &[]).get("/is_sleeping").status, 404);
+}
+
+#[test]
+fn a_dry_run_shows_the_plan_and_ends() {
+    let mut server = Server::started(&["--dry-run", "--model", "a=tiny", "--model", "b=tiny-nvfp4"], &[]);
+    assert!(server.ended().success(), "{}", server.log());
+    assert!(server.log().contains("KV blocks") && server.log().contains("together"), "{}", server.log());
 }
 
 #[test]

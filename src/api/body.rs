@@ -1,9 +1,10 @@
 //! A request's body becomes a JSON object, or a 400 that says why not.
 
 use super::error::ApiError;
+use super::query::Pairs;
 use super::state::App;
 use axum::body::Body;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::{HeaderMap, header};
 use futures_util::StreamExt;
 use serde_json::{Map, Value};
@@ -29,10 +30,16 @@ impl FromRequest<Arc<App>> for JsonBody {
             return Err(ApiError::TooLarge { limit });
         }
         let priority = priority(request.headers())?;
-        let bytes = read(request.into_body(), limit).await?;
+        let (mut parts, body) = request.into_parts();
+        let autoload = Pairs::from_request_parts(&mut parts, app).await?.bool("autoload")?;
+        let bytes = read(body, limit).await?;
         let mut map = read_object(&bytes)?;
         if let Some(priority) = priority.filter(|_| map.get("priority").is_none_or(Value::is_null)) {
             map.insert("priority".to_owned(), priority.into());
+        }
+        // llama-server's clients say it in the address.
+        if let Some(autoload) = autoload {
+            map.insert("autoload".to_owned(), autoload.into());
         }
         Ok(Self { map, arrived })
     }

@@ -23,7 +23,8 @@ pub async fn create(
     Extension(request_id): Extension<RequestId>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let resident = app.ready(&body.map)?;
+    let lease = app.ready(&body.map).await?;
+    let resident = &*lease;
     let request = CompletionRequest::read(&body.map, app.rules(resident))?;
     let common = request.common;
     let mut prompts = Vec::with_capacity(request.prompts.len());
@@ -55,7 +56,7 @@ pub async fn create(
         envelope: Envelope::new("cmpl", &common, &request_id.0),
         fingerprint: fingerprint(&resident.model),
     };
-    let generation = Generation::start(&app, resident, &common, inputs, body.arrived)?;
+    let generation = Generation::start(&app, &lease, &common, inputs, body.arrived)?;
     match common.stream {
         Some(options) => {
             Ok(stream::respond(generation, CompletionFrames { writer, options }, app.options.keep_alive))

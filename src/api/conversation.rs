@@ -9,6 +9,7 @@ use super::body::JsonBody;
 use super::envelope::TokenView;
 use super::error::ApiError;
 use super::generate::{Finished, Generation, Input, Token, Update, UpdateEvent, fit};
+use super::keeper::Lease;
 use super::state::{App, Resident};
 use super::steer;
 use super::types::{ChatRequest, Common, Forced};
@@ -18,8 +19,8 @@ use serde_json::Value;
 use std::sync::Arc;
 
 /// A chat that the engine has taken.
-pub struct Conversation<'a> {
-    pub resident: &'a Resident,
+pub struct Conversation {
+    pub resident: Lease,
     /// What was asked for, but for the chat and its tools, which are used up.
     pub common: Common,
     pub include_reasoning: bool,
@@ -27,11 +28,12 @@ pub struct Conversation<'a> {
     pub reader: Reader,
 }
 
-impl<'a> Conversation<'a> {
+impl Conversation {
     /// Reads a body in the form of `/v1/chat/completions` and starts its answers. Errors: 400 for what cannot be
     /// read or does not fit, 404 for another model, 503 while there is no engine to take it.
-    pub async fn open(app: &'a Arc<App>, body: &JsonBody) -> Result<Self, ApiError> {
-        let resident = app.ready(&body.map)?;
+    pub async fn open(app: &Arc<App>, body: &JsonBody) -> Result<Self, ApiError> {
+        let lease = app.ready(&body.map).await?;
+        let resident = &*lease;
         let mut request = ChatRequest::read(&body.map, app.rules(resident))?;
         let chat = std::mem::take(&mut request.chat);
         let prompt = fit(render(resident, chat).await?, &request.common, resident.model.max_model_len)?;
@@ -46,7 +48,7 @@ impl<'a> Conversation<'a> {
         };
         let borders = resident.text.borders(&prompt);
         let input = Input { prompt: prompt.clone(), borders, mode, one_call: request.one_call, steering };
-        let generation = Generation::start(app, resident, &common, vec![input], body.arrived)?;
+        let generation = Generation::start(app, &lease, &common, vec![input], body.arrived)?;
         let reader = Reader {
             app: app.clone(),
             tokens: TokenView::new(resident, &common),
@@ -56,7 +58,7 @@ impl<'a> Conversation<'a> {
             choices: (0..common.n).map(|_| ChoiceState::default()).collect(),
             prompt,
         };
-        Ok(Self { resident, common, include_reasoning, generation, reader })
+        Ok(Self { resident: lease, common, include_reasoning, generation, reader })
     }
 
     /// The stream, collected. Errors: what ended it early.

@@ -33,6 +33,19 @@ pub enum ApiError {
     Loading { percent: f32 },
     #[error("The model could not be loaded: {0}")]
     LoadFailed(String),
+    /// The memory plan's own words.
+    #[error("The model does not fit: {0}")]
+    DoesNotFit(String),
+    #[error("The model `{0}` is not loaded, and requests do not load models here: POST /models/load does.")]
+    NotLoaded(String),
+    #[error("The model `{0}` is asleep. POST /wake_up wakes it.")]
+    Asleep(String),
+    #[error("There is no room for the model: those that are loaded are busy. Try again later.")]
+    NoRoom,
+    #[error("The model was unloaded before the answer was complete.")]
+    Unloaded,
+    #[error("The answer was aborted: the model was put to sleep.")]
+    Aborted,
     #[error("The server is shutting down.")]
     ShuttingDown,
     /// The request's own `timeout`, or the server's for all.
@@ -58,7 +71,9 @@ impl ApiError {
     /// The table: status, and the `type` that clients switch on.
     pub fn kind(&self) -> (StatusCode, &'static str) {
         match self {
-            Self::BadRequest { .. } => (StatusCode::BAD_REQUEST, "BadRequestError"),
+            Self::BadRequest { .. } | Self::DoesNotFit(_) | Self::NotLoaded(_) => {
+                (StatusCode::BAD_REQUEST, "BadRequestError")
+            }
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "AuthenticationError"),
             Self::UnknownModel { .. } | Self::UnknownRoute { .. } => (StatusCode::NOT_FOUND, "NotFoundError"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
@@ -67,9 +82,14 @@ impl ApiError {
             // The proxies in front count 503 as a sick server; a full one is well.
             Self::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, "RateLimitError"),
             Self::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "TimeoutError"),
-            Self::Loading { .. } | Self::LoadFailed(_) | Self::ShuttingDown | Self::EngineDead(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable")
-            }
+            Self::Loading { .. }
+            | Self::LoadFailed(_)
+            | Self::Asleep(_)
+            | Self::NoRoom
+            | Self::Unloaded
+            | Self::Aborted
+            | Self::ShuttingDown
+            | Self::EngineDead(_) => (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError"),
         }
     }
@@ -79,16 +99,20 @@ impl ApiError {
         let (status, kind) = self.kind();
         let param = match self {
             Self::BadRequest { param, .. } => param.as_deref(),
-            Self::UnknownModel { .. } => Some("model"),
+            Self::UnknownModel { .. } | Self::DoesNotFit(_) | Self::NotLoaded(_) => Some("model"),
             _ => None,
         };
         let message = cut(&self.to_string(), MESSAGE_CHARS_MAX);
         json!({"error": {"message": message, "type": kind, "param": param, "code": status.as_u16()}})
     }
 
-    /// Whether the same request may succeed a little later.
-    fn is_passing(&self) -> bool {
-        matches!(self, Self::Busy { .. } | Self::Loading { .. } | Self::ShuttingDown)
+    /// Seconds after which the same request may succeed, if it may.
+    fn retry_after(&self) -> Option<&'static str> {
+        match self {
+            Self::Busy { .. } | Self::Loading { .. } | Self::Unloaded | Self::ShuttingDown => Some("1"),
+            Self::Asleep(_) | Self::NoRoom | Self::Aborted => Some("5"),
+            _ => None,
+        }
     }
 }
 
@@ -96,11 +120,11 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.kind().0, axum::Json(self.body())).into_response();
         let headers = response.headers_mut();
-        if self.is_passing() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
         }
-        if self == Self::TimedOut {
-            // SDKs repeat what failed with 5xx; the same request would take as long again.
+        if matches!(self, Self::TimedOut | Self::LoadFailed(_)) {
+            // SDKs repeat what failed with 5xx; the same request would take as long, or fail the same, again.
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if self == Self::Unauthorized {

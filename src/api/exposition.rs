@@ -1,5 +1,6 @@
 //! Prometheus' text format for what the engines count in their own atomics.
 
+use super::roster::Level;
 use crate::engine::{Histogram, Info, Stats, VERIFY_TOKENS};
 use std::fmt::{Display, Write};
 use std::sync::atomic::AtomicU64;
@@ -48,6 +49,7 @@ pub struct View<'a> {
     pub cached_tokens: u64,
     /// No step has finished for longer than the server thinks a step can take.
     pub stalled: bool,
+    pub asleep: Option<Level>,
 }
 
 impl View<'_> {
@@ -82,6 +84,13 @@ fn escape(value: &str) -> String {
 
 fn read(counter: &AtomicU64) -> u64 {
     counter.load(Relaxed)
+}
+
+/// The lines of a page that are about one model or none.
+pub fn of_model(page: &str, name: &str) -> String {
+    let own = format!("model_name=\"{}\"", escape(name));
+    let about = |line: &&str| line.starts_with('#') || !line.contains("model_name=\"") || line.contains(&own);
+    page.lines().filter(about).flat_map(|line| [line, "\n"]).collect()
 }
 
 /// Everything that the engines know, and zeros for what they never do but dashboards ask for. Samples of one
@@ -184,8 +193,13 @@ fn by_label(page: &mut Page, views: &[View]) {
     let refused = ("vllm:admission_rejections_total", "counter", "Requests refused before they were queued.");
     family(page, views, refused, "reason", |v| vec![("queue_full".into(), read(&v.stats.rejected))]);
     let asleep = ("vllm:engine_sleep_state", "gauge", "1 for the state the engine is in.");
-    family(page, views, asleep, "sleep_state", |_| {
-        vec![("awake".into(), 1), ("weights_offloaded".into(), 0), ("discard_all".into(), 0)]
+    family(page, views, asleep, "sleep_state", |v| {
+        let states = [
+            ("awake", v.asleep.is_none_or(Level::keeps_memory)),
+            ("weights_offloaded", v.asleep == Some(Level::Offloaded)),
+            ("discard_all", v.asleep == Some(Level::Discarded)),
+        ];
+        states.map(|(state, is)| (state.into(), u64::from(is))).into()
     });
     let sources = ("vllm:prompt_tokens_by_source_total", "counter", "Prompt tokens by where they came from.");
     family(page, views, sources, "source", |v| {
@@ -305,6 +319,7 @@ mod tests {
                     max_model_len: 9,
                     cached_tokens: 0,
                     stalled: false,
+                    asleep: None,
                 }
             })
             .collect();

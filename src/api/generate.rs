@@ -5,6 +5,7 @@
 //! and their updates interleave as they come. Dropping the [`Generation`] cancels all of them.
 
 use super::error::ApiError;
+use super::keeper::Lease;
 use super::meter::{Ending, RequestMeter};
 use super::state::{App, Resident};
 use super::types::Common;
@@ -84,6 +85,8 @@ impl Finished {
 /// All choices of one HTTP request, under way.
 pub struct Generation {
     choices: SelectAll<BoxStream<'static, Result<Counted, ApiError>>>,
+    /// The model stays for as long as this is under way.
+    lease: Lease,
     usage: Usage,
     /// Choices that have not ended.
     open: usize,
@@ -100,7 +103,7 @@ impl Generation {
     /// Submits `n` choices for each input. Errors: the engine refuses one; then none of them runs.
     pub fn start(
         app: &App,
-        resident: &Resident,
+        lease: &Lease,
         common: &Common,
         inputs: Vec<Input>,
         arrived: Instant,
@@ -116,12 +119,12 @@ impl Generation {
                 let mut sampling = common.sampling.clone();
                 sampling.seed = base_seed.wrapping_add(index as u64);
                 let place = Place { index, group, counts_prompt: answer == 0, arrived };
-                let choice = Choice::submit(app, resident, common, &input, place, sampling)?;
+                let choice = Choice::submit(app, lease, common, &input, place, sampling)?;
                 choices.push(choice.into_stream().boxed());
             }
         }
         let open = choices.len();
-        Ok(Self { choices, usage, open, failed: false })
+        Ok(Self { choices, lease: lease.clone(), usage, open, failed: false })
     }
 
     /// The next update of any choice; `None` when all have ended. An error ends the whole request.
@@ -138,7 +141,8 @@ impl Generation {
             Err(error) => {
                 self.failed = true;
                 self.choices.clear();
-                Some(Err(error))
+                let unloaded = error == ApiError::ShuttingDown && self.lease.is_ending();
+                Some(Err(if unloaded { ApiError::Unloaded } else { error }))
             }
         }
     }
@@ -232,7 +236,7 @@ impl Choice {
         let mut stop_ids: Vec<u32> = checkpoint.iter().chain(own).copied().collect();
         stop_ids.sort_unstable();
         stop_ids.dedup();
-        let metrics = app.metrics.model(resident.index).clone();
+        let metrics = app.metrics.model(resident.index);
         let meter = RequestMeter::new(metrics, arrived, input.prompt.len(), common.max_tokens, common.n);
         let request = Request {
             min_tokens,
@@ -413,6 +417,7 @@ fn failed(failure: Failure) -> ApiError {
         }
         Failure::NothingAllowed => ApiError::malformed(format!("The generation ended: {failure}.")),
         Failure::ShuttingDown => ApiError::ShuttingDown,
+        Failure::Aborted => ApiError::Aborted,
         Failure::TimedOut => ApiError::TimedOut,
     }
 }

@@ -7,7 +7,7 @@ use super::meter::ModelMetrics;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
 };
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 const HTTP_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
@@ -17,25 +17,20 @@ pub struct Metrics {
     registry: Registry,
     started: Instant,
     /// In the order of the models: the front one first.
-    models: Vec<Arc<ModelMetrics>>,
+    models: RwLock<Vec<Arc<ModelMetrics>>>,
     http_requests: IntCounterVec,
     http_seconds: HistogramVec,
+    sleep_seconds: HistogramVec,
 }
 
 impl Metrics {
     /// `names`: the canonical name of each model.
     pub fn new(names: &[&str]) -> Self {
         let registry = Registry::new();
-        let maker = |index: usize, model_name| Maker { registry: &registry, model_name, engine: index };
-        let models = names
-            .iter()
-            .enumerate()
-            .map(|(index, name)| Arc::new(ModelMetrics::new(&maker(index, name))))
-            .collect();
-        let plain = maker(0, "");
+        let plain = Maker { registry: &registry, model_name: "", engine: 0 };
         let metrics = Self {
             started: Instant::now(),
-            models,
+            models: RwLock::default(),
             http_requests: plain.plain_counters(
                 "http_requests_total",
                 "HTTP requests.",
@@ -46,25 +41,42 @@ impl Metrics {
                 "Until the response's head.",
                 &["handler", "method"],
             ),
+            sleep_seconds: plain.plain_histograms(
+                "vllm:sleep_mode_operation_duration_seconds",
+                "Until models slept or were awake.",
+                &["operation"],
+            ),
             registry: registry.clone(),
         };
+        for operation in ["sleep", "wake_up"] {
+            metrics.sleep_seconds.with_label_values(&[operation]);
+        }
         for (method, handler) in
             [("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models")]
         {
             metrics.http_requests.with_label_values(&[handler, method, "2xx"]);
             metrics.http_seconds.with_label_values(&[handler, method]);
         }
+        names.iter().for_each(|name| metrics.add(name));
         metrics
     }
 
-    /// The counters of the model at `index`, which must be one of those it was made with.
-    pub fn model(&self, index: usize) -> &Arc<ModelMetrics> {
-        &self.models[index]
+    /// One more model, behind all others.
+    pub fn add(&self, name: &str) {
+        let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+        let maker = Maker { registry: &self.registry, model_name: name, engine: models.len() };
+        models.push(Arc::new(ModelMetrics::new(&maker)));
+    }
+
+    /// The counters of the model at `index`, which must have been added.
+    pub fn model(&self, index: usize) -> Arc<ModelMetrics> {
+        self.models.read().unwrap_or_else(PoisonError::into_inner)[index].clone()
     }
 
     /// Requests being answered, for `/load`.
     pub fn in_flight(&self) -> usize {
-        self.models.iter().map(|model| model.in_flight()).sum()
+        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
+        models.iter().map(|model| model.in_flight()).sum()
     }
 
     /// One HTTP request; `handler` is the route's pattern, never the client's path.
@@ -72,6 +84,11 @@ impl Metrics {
         let group = format!("{}xx", status / 100);
         self.http_requests.with_label_values(&[handler, method, &group]).inc();
         self.http_seconds.with_label_values(&[handler, method]).observe(elapsed.as_secs_f64());
+    }
+
+    /// Models were put to sleep or woken.
+    pub fn sleep_mode(&self, operation: &str, elapsed: Duration) {
+        self.sleep_seconds.with_label_values(&[operation]).observe(elapsed.as_secs_f64());
     }
 
     /// The whole page in Prometheus' text format: one view per model, in order.

@@ -24,14 +24,21 @@ mod exposition;
 mod fields;
 mod generate;
 mod ids;
+mod keeper;
+mod lifecycle;
+mod loader;
 mod meter;
 mod metrics;
 mod model;
 mod models;
 mod probes;
 mod process;
+mod query;
 mod request_id;
+mod roster;
+mod seat;
 mod server;
+mod simulate;
 mod stall;
 mod state;
 mod steer;
@@ -44,11 +51,12 @@ mod usage;
 pub use body::read_object;
 pub use cors::CorsOptions;
 pub use error::ApiError;
+pub use keeper::{Keeping, Lease};
+pub use loader::{Estimate, Known, LoadError, Loader, STOP_TIMEOUT, Simulation, Target};
 pub use model::{ModelInfo, SamplingDefaults};
 pub use server::{Drain, serve};
 pub use stall::watch_stalls;
 pub use state::{App, BODY_LIMIT_DEFAULT, Health, Options, Resident, reported_version};
-pub use steer::warm as warm_grammars;
 pub use throughput::log_throughput;
 pub use types::{
     ChatRequest, Common, CompletionRequest, DetokenizeRequest, Prompt, RequestOptions, Rules, StreamOptions,
@@ -92,6 +100,18 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(completions::create))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize));
+    router = router
+        .route("/models", get(lifecycle::list))
+        .route("/models/load", post(lifecycle::load))
+        .route("/models/unload", post(lifecycle::unload))
+        .route("/simulate", post(simulate::simulate));
+    if app.options.sleep_mode {
+        router = router
+            .route("/sleep", post(lifecycle::sleep))
+            .route("/wake_up", post(lifecycle::wake_up))
+            .route("/is_sleeping", get(lifecycle::is_sleeping))
+            .route("/reset_prefix_cache", post(lifecycle::reset_prefix_cache));
+    }
     for path in NOT_IMPLEMENTED {
         router = router.route(path, any(not_implemented));
     }

@@ -1,5 +1,7 @@
 //! Routes that watch the server. They look at published values and never wait for the engine.
 
+use super::error::ApiError;
+use super::query::Pairs;
 use super::state::{App, Health};
 use axum::Json;
 use axum::extract::State;
@@ -13,6 +15,7 @@ pub async fn health(State(app): State<Arc<App>>) -> Response {
     let body = match app.health() {
         Health::Ready => return Json(json!({"status": "ok"})).into_response(),
         Health::Loading(progress) => json!({"status": "loading", "progress": progress}),
+        Health::Empty => json!({"status": "unloaded"}),
         Health::LoadFailed(message) => json!({"status": "failed", "message": message}),
         Health::Draining => json!({"status": "draining"}),
         Health::Dead(message) => json!({"status": "dead", "message": message}),
@@ -29,7 +32,9 @@ pub async fn load(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({"server_load": app.metrics.in_flight()}))
 }
 
-pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+/// `?model=` shows one model alone. Errors: 404 for a name that nobody has.
+pub async fn metrics(State(app): State<Arc<App>>, query: Pairs) -> Result<Response, ApiError> {
+    let only = query.get("model").map(|name| app.place(name)).transpose()?;
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    ([(header::CONTENT_TYPE, kind)], app.exposition()).into_response()
+    Ok(([(header::CONTENT_TYPE, kind)], app.exposition(only)).into_response())
 }

@@ -9,12 +9,13 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// Writes one line when an engine stalls and one when it goes on. Runs for ever; drop the future to stop.
 pub async fn watch_stalls(app: Arc<App>) {
-    let mut stalled = vec![false; app.options.models.len()];
+    let mut stalled = Vec::new();
     let mut ticks = tokio::time::interval(EVERY);
     loop {
         ticks.tick().await;
+        stalled.resize(app.keeper.len(), false);
         for resident in app.residents() {
-            let now = app.stalled(resident);
+            let now = app.stalled(&resident);
             let before = std::mem::replace(&mut stalled[resident.index], now.is_some());
             let name = resident.model.canonical();
             match now {

@@ -1,11 +1,14 @@
 //! What every handler shares: options, names, metrics, and the models once there are any.
 
 use super::error::ApiError;
-use super::exposition::{Labels, View};
+use super::exposition::{self, Labels, View};
 use super::fields::Fields;
 use super::ids::IdSource;
+use super::keeper::{Keeper, Keeping, Lease};
+use super::loader::Known;
 use super::metrics::Metrics;
 use super::model::ModelInfo;
+use super::roster::{Stage, Then};
 use super::steer::Grammars;
 use super::types::{RequestOptions, Rules};
 use crate::engine;
@@ -18,9 +21,14 @@ use std::time::Duration;
 /// The server's flags, as meant.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Accepted `model` values of each model, before and after loading; the first is canonical. Neither the list
-    /// nor any of its parts is ever empty. The first model stands in front: it answers who names none.
+    /// Accepted `model` values of each model that the start loads; the first is canonical. No part is ever empty. The
+    /// first model stands in front: it answers who names none.
     pub models: Vec<Vec<String>>,
+    /// Models that come when they are asked for, in the places behind those. There is at least one of both.
+    pub known: Vec<Known>,
+    pub keeping: Keeping,
+    /// `--enable-sleep-mode`: whether models can be put to sleep and caches be dropped.
+    pub sleep_mode: bool,
     pub request: RequestOptions,
     /// `--api-key`; empty means open.
     pub api_keys: Vec<String>,
@@ -45,6 +53,9 @@ impl Options {
     pub fn new(served_names: Vec<String>) -> Self {
         Self {
             models: vec![served_names],
+            known: Vec::new(),
+            keeping: Keeping::default(),
+            sleep_mode: false,
             request: RequestOptions::default(),
             api_keys: Vec::new(),
             cors: super::cors::CorsOptions::default(),
@@ -66,7 +77,7 @@ pub fn reported_version() -> String {
 /// A model that requests can be sent to, or that is still reading its weights.
 #[derive(Clone)]
 pub struct Resident {
-    /// Its place in [`Options::models`].
+    /// Its place: those of [`Options::models`] first, then those of [`Options::known`].
     pub index: usize,
     pub text: Arc<Text>,
     pub engine: engine::Handle,
@@ -79,11 +90,12 @@ pub struct App {
     pub ids: IdSource,
     pub metrics: Arc<Metrics>,
     /// Compiled, by model.
-    pub grammars: Grammars,
-    /// By place; empty while the checkpoint's configuration and tokenizer are read.
-    residents: Vec<OnceLock<Resident>>,
+    pub grammars: Arc<Grammars>,
+    /// Who is here, and who comes and goes.
+    pub keeper: Arc<Keeper>,
     load_error: OnceLock<String>,
     draining: AtomicBool,
+    rescan: tokio::sync::Mutex<()>,
 }
 
 /// Whether the server can answer.
@@ -92,6 +104,8 @@ pub enum Health {
     Ready,
     /// Share of the weights that is read, 0 to 1.
     Loading(f32),
+    /// No model is loaded, and requests load none.
+    Empty,
     LoadFailed(String),
     Draining,
     Dead(String),
@@ -99,26 +113,32 @@ pub enum Health {
 
 impl App {
     pub fn new(options: Options) -> Arc<Self> {
-        let canonical = |names: &Vec<String>| names.first().cloned().unwrap_or_default();
-        let names: Vec<String> = options.models.iter().map(canonical).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let grammars = Arc::new(Grammars::default());
+        let keeper = Keeper::new(options.keeping.clone(), grammars.clone());
+        for names in &options.models {
+            keeper.add(Known::named(names.clone()), true);
+        }
+        for known in &options.known {
+            keeper.add(known.clone(), false);
+        }
+        let seats = keeper.seats();
+        let names: Vec<&str> = seats.iter().map(|seat| seat.canonical()).collect();
         Arc::new(Self {
             ids: IdSource::new(options.seed),
             metrics: Arc::new(Metrics::new(&names)),
-            residents: options.models.iter().map(|_| OnceLock::new()).collect(),
-            grammars: Grammars::default(),
+            grammars,
+            keeper,
             options,
             load_error: OnceLock::new(),
             draining: AtomicBool::new(false),
+            rescan: tokio::sync::Mutex::default(),
         })
     }
 
     /// A model's text and engine exist; the engine's own status says when it is loaded. Only the first of a place
     /// counts.
     pub fn set_resident(&self, resident: Resident) {
-        if let Some(place) = self.residents.get(resident.index) {
-            let _ = place.set(resident);
-        }
+        self.keeper.put(resident.index, resident);
     }
 
     /// There will be a model too few.
@@ -129,37 +149,48 @@ impl App {
     /// Health turns red, so that nobody sends more; what runs goes on.
     pub fn set_draining(&self) {
         self.draining.store(true, Ordering::Release);
+        self.keeper.close();
     }
 
     /// Ends all engines: what runs goes on for up to `drain`, what is left then is failed.
     pub async fn shutdown(&self, drain: Duration) {
-        futures_util::future::join_all(self.residents().map(|resident| resident.engine.shutdown(drain)))
+        let residents = self.residents();
+        futures_util::future::join_all(residents.iter().map(|resident| resident.engine.shutdown(drain)))
             .await;
     }
 
     /// The model at a place, if as much as its text is there.
-    pub fn resident(&self, index: usize) -> Option<&Resident> {
-        self.residents.get(index).and_then(OnceLock::get)
+    pub fn resident(&self, index: usize) -> Option<Resident> {
+        self.keeper.seat(index)?.resident()
     }
 
     /// All of those, the front one first.
-    pub fn residents(&self) -> impl Iterator<Item = &Resident> {
-        self.residents.iter().filter_map(OnceLock::get)
+    pub fn residents(&self) -> Vec<Resident> {
+        self.keeper.seats().iter().filter_map(|seat| seat.resident()).collect()
     }
 
-    /// Whether every model can answer; else what is worst. Looks at values that others publish; never waits.
+    /// Makes a model's grammar compiler in the background.
+    pub fn warm_grammars(&self, resident: &Resident) {
+        super::steer::warm(&self.grammars, resident);
+    }
+
+    /// Whether every model that is meant to be here can answer; else what is worst. A model that was unloaded or put to
+    /// sleep on purpose, or that comes when it is asked for, is well. Looks at values that others publish; never waits.
     pub fn health(&self) -> Health {
-        let all = (0..self.residents.len()).map(|index| (index, self.health_of(index)));
-        let mut worst = Health::Ready;
+        let count = self.keeper.len();
+        let mut worst = if self.is_empty() { Health::Empty } else { Health::Ready };
         let mut progress = 0.0;
-        for (index, health) in all {
-            progress += match health {
-                Health::Ready => 1.0,
-                Health::Loading(progress) => progress,
-                _ => 0.0,
-            };
+        for index in 0..count {
+            let health = self.health_of(index);
+            if index < self.options.models.len() {
+                progress += match health {
+                    Health::Ready => 1.0,
+                    Health::Loading(progress) => progress,
+                    _ => 0.0,
+                };
+            }
             let health = match health {
-                Health::Dead(reason) if self.residents.len() > 1 => {
+                Health::Dead(reason) if count > 1 => {
                     Health::Dead(format!("{}: {reason}", self.canonical(index)))
                 }
                 other => other,
@@ -169,12 +200,12 @@ impl App {
             }
         }
         match worst {
-            Health::Loading(_) => Health::Loading(progress / self.residents.len().max(1) as f32),
+            Health::Loading(_) => Health::Loading(progress / self.options.models.len().max(1) as f32),
             worst => worst,
         }
     }
 
-    /// Whether one model can answer.
+    /// Whether one model can answer, or is away for a reason.
     pub fn health_of(&self, index: usize) -> Health {
         if self.draining.load(Ordering::Acquire) {
             return Health::Draining;
@@ -182,7 +213,15 @@ impl App {
         if let Some(error) = self.load_error.get() {
             return Health::LoadFailed(error.clone());
         }
-        let Some(resident) = self.resident(index) else { return Health::Loading(0.0) };
+        match (self.keeper.stage(index), self.resident(index)) {
+            (Stage::Ready, Some(resident)) => self.health_in(&resident),
+            (Stage::Starting, _) => Health::Loading(0.0),
+            _ => Health::Ready,
+        }
+    }
+
+    /// What a model's engine says of itself.
+    fn health_in(&self, resident: &Resident) -> Health {
         match resident.engine.status() {
             engine::Status::Loading { progress } => Health::Loading(progress),
             engine::Status::Draining => Health::Draining,
@@ -194,45 +233,97 @@ impl App {
         }
     }
 
+    /// No model is here or comes, and no request would change that.
+    fn is_empty(&self) -> bool {
+        let gone =
+            |index| matches!(self.keeper.stage(index), Stage::Unloaded | Stage::Leaving(Then::Unloaded));
+        !self.options.keeping.autoload && (0..self.keeper.len()).all(gone)
+    }
+
     /// How long an engine has finished no step, if that is longer than a step can take.
     pub fn stalled(&self, resident: &Resident) -> Option<Duration> {
         resident.engine.stats().stalled().filter(|stalled| *stalled > self.options.stall_timeout)
     }
 
-    /// The model that a request's `model` names, the front one for a request that names none, if it can take
-    /// requests. Errors: 404 if nobody has the name, 503 that says why the one who has it cannot.
-    pub fn ready(&self, body: &Map<String, Value>) -> Result<&Resident, ApiError> {
-        let index = self.named(body)?;
-        match (self.health_of(index), self.resident(index)) {
-            (Health::Ready, Some(resident)) => Ok(resident),
-            (Health::Ready, None) => Err(ApiError::Loading { percent: 0.0 }),
-            (Health::Loading(progress), _) => Err(ApiError::Loading { percent: progress * 100.0 }),
-            (Health::LoadFailed(error), _) => Err(ApiError::LoadFailed(error)),
-            (Health::Draining, _) => Err(ApiError::ShuttingDown),
-            (Health::Dead(reason), _) => Err(ApiError::EngineDead(reason)),
+    /// The model that a request's `model` names, the front one for a request that names none; it stays for as long as
+    /// the lease is held. Waits while it is loaded for this request or another, `autoload` in the body deciding whether
+    /// it is. Errors: 404 if nobody has the name, 400 if it is not loaded or never fits, 503 that says why the one who
+    /// has it cannot answer.
+    pub async fn ready(&self, body: &Map<String, Value>) -> Result<Lease, ApiError> {
+        self.lease(self.named(body)?, Fields::top(body).bool("autoload")?).await
+    }
+
+    /// The same for the model at a place.
+    pub async fn lease(&self, place: usize, autoload: Option<bool>) -> Result<Lease, ApiError> {
+        match (self.draining.load(Ordering::Acquire), self.load_error.get()) {
+            (true, _) => return Err(ApiError::ShuttingDown),
+            (_, Some(error)) => return Err(ApiError::LoadFailed(error.clone())),
+            _ => {}
+        }
+        let lease = self.keeper.lease(place, autoload);
+        let lease = match self.options.request.timeout {
+            None => lease.await,
+            Some(timeout) => tokio::time::timeout(timeout, lease).await.unwrap_or(Err(ApiError::TimedOut)),
+        }?;
+        match self.health_in(&lease) {
+            Health::Ready => Ok(lease),
+            Health::Loading(progress) => Err(ApiError::Loading { percent: progress * 100.0 }),
+            Health::Dead(reason) => Err(ApiError::EngineDead(reason)),
+            _ => Err(ApiError::ShuttingDown),
         }
     }
 
-    /// The same model as far as its text, which is enough for `/tokenize`: it is there before the weights are.
-    pub fn described(&self, body: &Map<String, Value>) -> Result<&Resident, ApiError> {
-        self.described_at(self.named(body)?)
+    /// The same model as far as its text, which is enough for `/tokenize`: at the start it is there before the weights
+    /// are.
+    pub async fn described(&self, body: &Map<String, Value>) -> Result<Resident, ApiError> {
+        let place = self.named(body)?;
+        if let Some(error) = self.load_error.get() {
+            return Err(ApiError::LoadFailed(error.clone()));
+        }
+        match self.resident(place) {
+            Some(resident) => Ok(resident),
+            None => Ok(Resident::clone(&*self.ready(body).await?)),
+        }
     }
 
-    /// The model at a place as far as its text. Errors: 503 while it is not there.
-    pub fn described_at(&self, index: usize) -> Result<&Resident, ApiError> {
-        match (self.load_error.get(), self.resident(index)) {
+    /// What is known of the model at a place. Errors: 503 while its configuration is not read.
+    pub fn known_at(&self, index: usize) -> Result<Arc<ModelInfo>, ApiError> {
+        let model = self.keeper.seat(index).and_then(|seat| seat.model());
+        match (self.load_error.get(), model) {
             (Some(error), _) => Err(ApiError::LoadFailed(error.clone())),
-            (None, Some(resident)) => Ok(resident),
+            (None, Some(model)) => Ok(model),
             (None, None) => Err(ApiError::Loading { percent: 0.0 }),
         }
     }
 
     /// The place of the model that has `name`. Errors: [`ApiError::UnknownModel`] with the names that exist.
     pub fn place(&self, name: &str) -> Result<usize, ApiError> {
-        let models = &self.options.models;
-        models.iter().position(|names| names.iter().any(|served| served == name)).ok_or_else(|| {
-            ApiError::UnknownModel { name: name.to_owned(), served: models.concat().join(", ") }
+        let seats = self.keeper.seats();
+        let place = seats.iter().position(|seat| seat.known.names.iter().any(|served| served == name));
+        place.ok_or_else(|| {
+            let names: Vec<&str> =
+                seats.iter().flat_map(|seat| &seat.known.names).map(String::as_str).collect();
+            ApiError::UnknownModel { name: name.to_owned(), served: names.join(", ") }
         })
+    }
+
+    /// Looks for models that have come since the start. Errors: nobody can look, or what is there cannot be.
+    pub async fn rescan(&self) -> Result<(), ApiError> {
+        let loader = self.keeper.loader()?;
+        // One at a time: the loader's places and ours are in one order.
+        let _rescan = self.rescan.lock().await;
+        let known = tokio::task::spawn_blocking(move || loader.rescan()).await;
+        let known = known
+            .map_err(|error| ApiError::Internal(format!("The look for models failed: {error}")))?
+            .map_err(|error| ApiError::malformed(error.to_string()))?;
+        for known in known {
+            if let Some(name) = known.names.first() {
+                // Before anybody can ask for it.
+                self.metrics.add(name);
+                self.keeper.add(known, false);
+            }
+        }
+        Ok(())
     }
 
     fn named(&self, body: &Map<String, Value>) -> Result<usize, ApiError> {
@@ -242,29 +333,40 @@ impl App {
         }
     }
 
-    fn canonical(&self, index: usize) -> &str {
-        self.options.models.get(index).and_then(|names| names.first()).map_or("", String::as_str)
+    fn canonical(&self, index: usize) -> String {
+        self.keeper.seat(index).map_or_else(String::new, |seat| seat.canonical().to_owned())
     }
 
     pub fn rules<'a>(&'a self, resident: &'a Resident) -> Rules<'a> {
         Rules { model: &resident.model, options: &self.options.request }
     }
 
-    /// The page of all counters.
-    pub fn exposition(&self) -> String {
+    /// The page of all counters, or of those of one model and of the server itself.
+    pub fn exposition(&self, only: Option<usize>) -> String {
         let idle = engine::Stats::default();
-        let view = |index| {
-            let resident = self.resident(index);
+        let seats = self.keeper.seats();
+        let residents: Vec<Option<Resident>> = seats.iter().map(|seat| seat.resident()).collect();
+        let view = |index: usize| {
+            let resident = residents[index].as_ref();
             View {
-                labels: Labels::new(self.canonical(index), index),
+                labels: Labels::new(seats[index].canonical(), index),
                 stats: resident.map_or(&idle, |resident| resident.engine.stats()),
                 info: resident.and_then(|resident| resident.engine.info()),
                 max_model_len: resident.map_or(0, |resident| resident.model.max_model_len),
                 cached_tokens: self.metrics.model(index).cached_tokens(),
                 stalled: resident.is_some_and(|resident| self.stalled(resident).is_some()),
+                asleep: match self.keeper.stage(index) {
+                    Stage::Asleep(level) => Some(level),
+                    _ => None,
+                },
             }
         };
-        self.metrics.page(&(0..self.residents.len()).map(view).collect::<Vec<_>>())
+        let views: Vec<View> = (0..seats.len()).map(view).collect();
+        let page = self.metrics.page(&views);
+        match only {
+            None => page,
+            Some(index) => exposition::of_model(&page, self.canonical(index).as_str()),
+        }
     }
 }
 
@@ -274,9 +376,10 @@ impl Health {
         match self {
             Self::Ready => 0,
             Self::Loading(_) => 1,
-            Self::Draining => 2,
-            Self::LoadFailed(_) => 3,
-            Self::Dead(_) => 4,
+            Self::Empty => 2,
+            Self::Draining => 3,
+            Self::LoadFailed(_) => 4,
+            Self::Dead(_) => 5,
         }
     }
 }

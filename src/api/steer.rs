@@ -147,11 +147,17 @@ impl Grammars {
         let make = || Arc::new(ModelGrammars::new(Arc::clone(text), stop_ids.to_vec()));
         Arc::clone(made.or_insert_with(make))
     }
+
+    /// Drops those of a model that is gone, and with them its text.
+    pub fn forget(&self, text: &Arc<Text>) {
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        models.remove(&(Arc::as_ptr(text) as usize));
+    }
 }
 
 /// Makes a model's compiler in the background, so that the first request that needs it does not wait a second.
-pub fn warm(app: &super::state::App, resident: &super::state::Resident) {
-    let grammars = app.grammars.of(&resident.text, &resident.model.stop_ids);
+pub fn warm(grammars: &Grammars, resident: &Resident) {
+    let grammars = grammars.of(&resident.text, &resident.model.stop_ids);
     // A failure is told to whoever asks for a grammar.
     tokio::task::spawn_blocking(move || grammars.compiler().is_ok());
 }

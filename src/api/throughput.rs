@@ -10,13 +10,20 @@ const EVERY: Duration = Duration::from_secs(10);
 
 /// Logs for ever while an engine is busy; drop the future to stop.
 pub async fn log_throughput(app: Arc<App>) {
-    let mut before = vec![Counts::default(); app.options.models.len()];
+    let mut before = Vec::new();
     let mut ticks = tokio::time::interval(EVERY);
     loop {
         ticks.tick().await;
+        before.resize(app.keeper.len(), Counts::default());
         for resident in app.residents() {
             let stats = resident.engine.stats();
             let now = Counts::of(stats);
+            // The model was loaded anew, and its engine counts from the beginning.
+            if now.prompt < before[resident.index].prompt
+                || now.generation < before[resident.index].generation
+            {
+                before[resident.index] = Counts::default();
+            }
             let counts = now.since(&before[resident.index]);
             let (running, waiting) = (stats.running.load(Relaxed), stats.waiting.load(Relaxed));
             if counts != Counts::default() || running + waiting > 0 {
@@ -61,15 +68,18 @@ impl Counts {
 
     fn since(&self, before: &Self) -> Self {
         let mut accepted_at = self.accepted_at;
-        accepted_at.iter_mut().zip(before.accepted_at).for_each(|(now, before)| *now -= before);
+        accepted_at
+            .iter_mut()
+            .zip(before.accepted_at)
+            .for_each(|(now, before)| *now = now.saturating_sub(before));
         Self {
-            prompt: self.prompt - before.prompt,
-            generation: self.generation - before.generation,
-            queries: self.queries - before.queries,
-            hits: self.hits - before.hits,
-            drafts: self.drafts - before.drafts,
-            drafted: self.drafted - before.drafted,
-            accepted: self.accepted - before.accepted,
+            prompt: self.prompt.saturating_sub(before.prompt),
+            generation: self.generation.saturating_sub(before.generation),
+            queries: self.queries.saturating_sub(before.queries),
+            hits: self.hits.saturating_sub(before.hits),
+            drafts: self.drafts.saturating_sub(before.drafts),
+            drafted: self.drafted.saturating_sub(before.drafted),
+            accepted: self.accepted.saturating_sub(before.accepted),
             accepted_at,
         }
     }

@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 /// Text or a chat to ids; a chat's count equals `usage.prompt_tokens` of the same request.
 pub async fn tokenize(State(app): State<Arc<App>>, body: JsonBody) -> Result<Json<Value>, ApiError> {
-    let resident = app.described(&body.map)?;
+    let resident = app.described(&body.map).await?;
+    let resident = &resident;
     let request = TokenizeRequest::read(&body.map, app.rules(resident))?;
     let ids = match request.input {
         TokenizeInput::Chat(chat) => render(resident, chat).await?,
@@ -37,7 +38,8 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: JsonBody) -> Result<Jso
 
 /// Ids to text, control tokens included.
 pub async fn detokenize(State(app): State<Arc<App>>, body: JsonBody) -> Result<Json<Value>, ApiError> {
-    let resident = app.described(&body.map)?;
+    let resident = app.described(&body.map).await?;
+    let resident = &resident;
     let request = DetokenizeRequest::read(&body.map, app.rules(resident))?;
     let text = resident.text.decode(&request.ids, false);
     // llama-server calls it content.

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Event, Failure, Info, Request, Stats, Status};
 use crate::sample;
@@ -113,6 +113,35 @@ impl Handle {
     pub async fn ended(&self) {
         let mut phase = self.shared.phase.subscribe();
         let _ = phase.wait_for(|&phase| phase == Phase::Ended).await;
+    }
+
+    /// Runs no step until [`Self::go_on`]; what was accepted keeps its place and its state. Takes effect after the step
+    /// in progress.
+    pub fn halt(&self) {
+        self.shared.stats.halted.store(true, Ordering::Release);
+        let _ = self.commands.send(Command::Halt(true));
+    }
+
+    /// Ends a [`Self::halt`].
+    pub fn go_on(&self) {
+        // The time that was spent halted is no stall.
+        self.shared.stats.beat();
+        self.shared.stats.halted.store(false, Ordering::Release);
+        let _ = self.commands.send(Command::Halt(false));
+    }
+
+    /// Fails everything that was accepted so far with [`Failure::Aborted`].
+    pub fn abort_all(&self) {
+        let _ = self.commands.send(Command::AbortAll);
+    }
+
+    /// Drops all that the prefix cache holds; returns when it is done, or when the engine has ended.
+    pub async fn clear_cache(&self) {
+        let (done, told) = oneshot::channel();
+        if self.commands.send(Command::ClearCache(done)).is_ok() {
+            // An engine that ends without an answer has no cache any more.
+            let _ = told.await;
+        }
     }
 
     /// Accepts nothing more, lets what was accepted finish for up to `drain`, then fails the rest with
@@ -233,6 +262,12 @@ impl LoadProgress {
 pub(super) enum Command {
     Submit(Box<Submission>),
     Cancel(u64),
+    /// Run no step, or go on.
+    Halt(bool),
+    /// Fail what was accepted, and go on.
+    AbortAll,
+    /// Forget every prefix, then say so.
+    ClearCache(oneshot::Sender<()>),
     /// Finish what was accepted, then end.
     Drain,
     /// Fail what is left and end.

@@ -208,6 +208,8 @@ pub enum Failure {
     Dead(String),
     #[error("the server is shutting down")]
     ShuttingDown,
+    #[error("all requests of this model were aborted")]
+    Aborted,
     #[error("the deadline passed before the answer was complete")]
     TimedOut,
 }

@@ -120,6 +120,7 @@ struct Engine {
     /// The earliest deadline of all who are here, or an earlier one of somebody who has left.
     deadline: Option<Instant>,
     draining: bool,
+    halted: bool,
 }
 
 /// What to do after the commands were taken.
@@ -167,6 +168,7 @@ impl Engine {
             ended: Vec::with_capacity(places),
             deadline: None,
             draining: false,
+            halted: false,
         })
     }
 
@@ -184,9 +186,9 @@ impl Engine {
     fn take_commands(&mut self) -> Next {
         loop {
             let idle = self.scheduler.is_idle();
-            self.busy.set(!idle);
-            let command = if idle {
-                if self.draining {
+            self.busy.set(!idle && !self.halted);
+            let command = if idle || self.halted {
+                if idle && self.draining {
                     return Next::End;
                 }
                 match self.inbox.recv() {
@@ -202,7 +204,16 @@ impl Engine {
             match command {
                 Command::Submit(submission) => self.queue(submission),
                 Command::Cancel(id) => self.cancel(id),
-                Command::Drain => self.draining = true,
+                Command::Halt(halted) => self.halted = halted && !self.draining,
+                Command::AbortAll => self.abort_all(),
+                Command::ClearCache(done) => {
+                    self.scheduler.clear_cache();
+                    self.publish();
+                    // Whoever asked may have left.
+                    let _ = done.send(());
+                }
+                // What was accepted before a halt may still be finished.
+                Command::Drain => (self.draining, self.halted) = (true, false),
                 Command::Stop => return Next::End,
             }
         }
@@ -234,6 +245,18 @@ impl Engine {
             self.shared.stats.finished_abort.fetch_add(1, Relaxed);
             self.publish();
         }
+    }
+
+    fn abort_all(&mut self) {
+        let ids: Vec<u64> = self.waiting.keys().chain(self.running.keys()).copied().collect();
+        for id in ids {
+            if let Some(events) = self.forget(id) {
+                // A reader that has left already needs no answer.
+                let _ = events.send(Event::Failed(Failure::Aborted));
+                self.shared.stats.finished_error.fetch_add(1, Relaxed);
+            }
+        }
+        self.publish();
     }
 
     /// Takes a request out, wherever it is; gives where its events go. `None` if it has ended already.
@@ -470,7 +493,9 @@ impl Engine {
     /// The end of the thread: nobody who waits is left without an answer. The status must say so already, so
     /// that no new request comes in behind.
     fn fail_everyone(self, failure: &Failure) {
-        let Self { shared, inbox, network, waiting, running, .. } = self;
+        let Self { shared, inbox, network, waiting, running, busy, .. } = self;
+        // Whoever stands behind may have the machine to itself.
+        busy.set(false);
         let stats = &shared.stats;
         let fail = |events: &tokio::sync::mpsc::UnboundedSender<Event>| {
             // A reader that has left already needs no answer.

@@ -1,6 +1,6 @@
 //! What the engine counts: atomics that anyone may read at any time without asking the engine.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Upper bounds of the tokens-per-step histogram (`vllm:iteration_tokens_total`).
@@ -90,6 +90,8 @@ pub struct Stats {
     pub sample_us: AtomicU64,
     /// Tokens of each step, prefill and decode together.
     pub iteration_tokens: Histogram,
+    /// The engine runs no step because somebody asked it not to.
+    pub(super) halted: AtomicBool,
     /// Milliseconds from `epoch` to the last sign of life: a step's end, or work arriving at an idle engine.
     heartbeat_ms: AtomicU64,
     epoch: Instant,
@@ -136,6 +138,7 @@ impl Default for Stats {
             draft_us: zero(),
             sample_us: zero(),
             iteration_tokens: Histogram::new(&ITERATION_TOKENS_BOUNDS),
+            halted: AtomicBool::new(false),
             heartbeat_ms: zero(),
             epoch: Instant::now(),
         }
@@ -155,11 +158,11 @@ impl Stats {
         self.block_bytes.store(block_bytes, Relaxed);
     }
 
-    /// How long the engine has had something to do without finishing a step; `None` when it is idle.
+    /// How long the engine has had something to do without finishing a step; `None` when it is idle or halted.
     /// A caller that finds this longer than it likes may call the engine stuck.
     pub fn stalled(&self) -> Option<Duration> {
         let busy = self.running.load(Relaxed) + self.waiting.load(Relaxed) > 0;
-        busy.then(|| {
+        (busy && !self.halted.load(Relaxed)).then(|| {
             let now = self.epoch.elapsed();
             now.saturating_sub(Duration::from_millis(self.heartbeat_ms.load(Relaxed)))
         })

@@ -80,10 +80,10 @@ pub fn limits() -> Limits {
 /// A model that answers `script`.
 pub async fn resident(index: usize, names: Vec<String>, script: &str, pace: Duration) -> api::Resident {
     let text = text();
-    let ids = text.encode(script, false).expect("plain text");
-    let end = text.id_of("<|im_end|>").expect("a control token");
-    let network = Script { ids, end, pace, prompts: HashMap::new(), limits: limits(), logits: Vec::new() };
-    around(index, names, text, network).await
+    let network = scripted(&text, script, pace);
+    let resident = opening(index, names, text, move || Ok(network));
+    resident.engine.loaded().await;
+    resident
 }
 
 /// A model that does what `network` does.
@@ -93,10 +93,28 @@ pub async fn around(
     text: Text,
     network: impl Network + 'static,
 ) -> api::Resident {
+    let resident = opening(index, served_names, text, move || Ok(Box::new(network)));
+    resident.engine.loaded().await;
+    resident
+}
+
+/// A network that says the ids of `script`.
+pub fn scripted(text: &Text, script: &str, pace: Duration) -> Box<dyn Network> {
+    let ids = text.encode(script, false).expect("plain text");
+    let end = text.id_of("<|im_end|>").expect("a control token");
+    Box::new(Script { ids, end, pace, prompts: HashMap::new(), limits: limits(), logits: Vec::new() })
+}
+
+/// A model whose network `load` brings on the engine's own thread.
+pub fn opening(
+    index: usize,
+    served_names: Vec<String>,
+    text: Text,
+    load: impl FnOnce() -> Result<Box<dyn Network>, String> + Send + 'static,
+) -> api::Resident {
     // A script knows a sequence only from its start, so nothing may be resumed.
     let config = EngineConfig { context_len: CONTEXT, checkpoints_max: 0, ..EngineConfig::default() };
-    let (engine, _) = engine::start(config, move |_| Ok(Box::new(network)));
-    engine.loaded().await;
+    let (engine, _) = engine::start(config, move |_| load());
     let model = ModelInfo {
         served_names,
         root: "tiny".into(),

@@ -41,7 +41,7 @@ impl Server {
         if !arguments.contains(&"--port") {
             command.args(["--port", "0"]);
         }
-        for name in ["FERROTRON_HOST", "VLLM_API_KEY", "VLLM_LOGGING_LEVEL"] {
+        for name in ["FERROTRON_HOST", "VLLM_API_KEY", "VLLM_LOGGING_LEVEL", "VLLM_SERVER_DEV_MODE"] {
             command.env_remove(name);
         }
         command.env("NO_COLOR", "1").envs(variables.iter().copied());

@@ -291,7 +291,8 @@ fn row<'a>(turn: usize, exchanges: impl Iterator<Item = &'a Exchange>) -> Option
 }
 
 fn memory(server: &Server) -> Option<Memory> {
-    let stats = server.local.as_ref()?.app.resident(0)?.engine.stats();
+    let engine = server.local.as_ref()?.app.resident(0)?.engine;
+    let stats = engine.stats();
     let (kv_blocks, checkpoints) = (stats.cache_blocks.load(Relaxed), stats.cache_checkpoints.load(Relaxed));
     Some(Memory {
         kv_blocks,

@@ -35,7 +35,7 @@ impl Local {
         args.api_key.clear();
         let listener = serve::listen(&args).await?;
         let base = format!("http://{}", listener.local_addr()?);
-        let models = args.models().map_err(anyhow::Error::msg)?;
+        let models = serve::Models::find(&args)?;
         let app = App::new(serve::options(&args, &models)?);
         let stop = watch::Sender::new(false);
         let task = tokio::spawn(serve::serve_on(listener, args, models, app.clone(), None, stop.clone()));

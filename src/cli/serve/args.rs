@@ -24,7 +24,7 @@ const QUANTIZATIONS: [&str; 6] = ["auto", "modelopt", "modelopt_fp4", "nvfp4", "
 /// Drafts per step that are counted, one by one.
 const DEPTH_MAX: u32 = ACCEPTED_POSITIONS as u32;
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Preset, folder, .gguf file or hub id [default: tiny]
@@ -33,6 +33,31 @@ pub struct Args {
     /// The same as MODEL; repeated, the first model stands in front and the others behind it. NAME=MODEL gives a name
     #[arg(long = "model", value_name = "[NAME=]MODEL")]
     pub models: Vec<String>,
+    /// A folder of models, each a folder or a .gguf file, that are loaded when somebody asks for them
+    #[arg(long, value_name = "DIR")]
+    pub models_dir: Option<PathBuf>,
+    /// A file of [sections], each a model by name with options of its own, loaded in the same way
+    #[arg(long, value_name = "FILE")]
+    pub models_preset: Option<PathBuf>,
+    /// Models beside those of the command line that are loaded at one time; the one that was used longest ago goes
+    /// first. 0: any number
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_most_1024)]
+    pub models_max: usize,
+    /// Do not load a model because a request asks for it: POST /models/load does
+    #[arg(long)]
+    pub no_models_autoload: bool,
+    /// Let models be put to sleep: POST /sleep, /wake_up and /reset_prefix_cache
+    #[arg(long)]
+    pub enable_sleep_mode: bool,
+    /// A request for a model that sleeps wakes it
+    #[arg(long)]
+    pub auto_wake: bool,
+    /// Seconds after which a model that nobody asks for gives its memory back; a request brings it again [default: never]
+    #[arg(long, value_name = "SEC", value_parser = idle_seconds, allow_hyphen_values = true)]
+    pub sleep_idle_seconds: Option<std::time::Duration>,
+    /// Show what the models would take of memory, and end
+    #[arg(long)]
+    pub dry_run: bool,
     #[command(flatten)]
     pub compute: Compute,
     /// Address or name to listen on [default: 127.0.0.1; with an API key 0.0.0.0]
@@ -189,17 +214,18 @@ pub struct Args {
 }
 
 impl Args {
-    /// Every model to serve with its names, the front one first. Errors: two models of one name, or names that could
-    /// belong to several.
+    /// Every model that the command line names, the front one first; `tiny` where nothing names any. Errors: two
+    /// models of one name, or names that could belong to several.
     pub fn models(&self) -> Result<Vec<Served>, String> {
         let positional = self.model.iter().map(|model| Served::new(None, model));
         let mut models: Vec<Served> = positional.chain(self.models.iter().map(|m| Served::read(m))).collect();
-        if models.is_empty() {
+        let has_others = self.models_dir.is_some() || self.models_preset.is_some();
+        if models.is_empty() && !has_others {
             models.push(Served::new(None, "tiny"));
         }
         match (self.served_model_name.as_slice(), models.as_mut_slice()) {
             ([], _) => {}
-            (names, [only]) => only.names = names.to_vec(),
+            (names, [only]) if !has_others => only.names = names.to_vec(),
             (_, _) => {
                 return Err(
                     "--served-model-name: expected one model; name several with --model NAME=MODEL".into()
@@ -246,7 +272,7 @@ pub struct Served {
 }
 
 impl Served {
-    fn new(name: Option<&str>, model: &str) -> Self {
+    pub fn new(name: Option<&str>, model: &str) -> Self {
         Self { model: model.to_owned(), names: vec![name.unwrap_or(model).to_owned()] }
     }
 
@@ -347,6 +373,16 @@ fn size(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("expected a size such as 4096, 32k or 1M, got `{text}`"))
 }
 
+/// llama-server writes never as -1.
+fn idle_seconds(text: &str) -> Result<std::time::Duration, String> {
+    if text == "-1" { Ok(std::time::Duration::MAX) } else { seconds(text) }
+}
+
+fn at_most_1024(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| *count <= 1024);
+    count.ok_or_else(|| format!("expected a whole number from 0 to 1024, got `{text}`"))
+}
+
 /// Memory is set aside for every token of a step.
 fn batched(text: &str) -> Result<usize, String> {
     const MOST: usize = 1 << 20;
@@ -354,7 +390,7 @@ fn batched(text: &str) -> Result<usize, String> {
     if tokens <= MOST { Ok(tokens) } else { Err(format!("expected at most {MOST} tokens, got `{text}`")) }
 }
 
-fn seconds(text: &str) -> Result<std::time::Duration, String> {
+pub fn seconds(text: &str) -> Result<std::time::Duration, String> {
     let seconds =
         text.parse::<f64>().ok().and_then(|value| std::time::Duration::try_from_secs_f64(value).ok());
     seconds.ok_or_else(|| format!("expected seconds, got `{text}`"))

@@ -1,8 +1,9 @@
 //! How a server ends: because it was asked to, or because an engine died.
 
-use crate::api::App;
+use crate::api::{App, Resident};
 use crate::engine::Status;
 use anyhow::{Context as _, bail};
+use futures_util::FutureExt as _;
 use std::io;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -46,26 +47,31 @@ pub fn ended(server: Result<io::Result<()>, JoinError>) -> anyhow::Result<()> {
 
 /// Resolves with the reason when an engine dies; never if all end as asked.
 async fn death(app: &App) -> String {
-    let ends = app.residents().map(|resident| {
-        Box::pin(async move {
-            resident.engine.ended().await;
-            match resident.engine.status() {
-                Status::Dead(reason) => reason,
-                _ => std::future::pending().await,
-            }
-        })
-    });
-    let ends: Vec<_> = ends.collect();
-    if ends.is_empty() {
-        return std::future::pending().await;
+    let mut changes = app.keeper.changes();
+    loop {
+        let mut ends: Vec<_> = app.residents().into_iter().map(|resident| died(resident).boxed()).collect();
+        // Where nobody is, nobody dies.
+        ends.push(std::future::pending().boxed());
+        tokio::select! {
+            (reason, ..) = futures_util::future::select_all(ends) => return reason,
+            // Somebody may have come or gone.
+            _ = changes.changed() => {}
+        }
     }
-    futures_util::future::select_all(ends).await.0
+}
+
+async fn died(resident: Resident) -> String {
+    resident.engine.ended().await;
+    match resident.engine.status() {
+        Status::Dead(reason) => reason,
+        _ => std::future::pending().await,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{self, Drain, ModelInfo, Options, Resident, SamplingDefaults};
+    use crate::api::{self, Drain, ModelInfo, Options, SamplingDefaults};
     use crate::backend::StepInputs;
     use crate::engine::{self, EngineConfig};
     use crate::model::{Limits, Network, StepError};
