@@ -18,12 +18,14 @@ mod chat;
 mod completions;
 mod conversation;
 mod cors;
+mod door;
 mod envelope;
 mod error;
 mod exposition;
 mod fields;
 mod generate;
 mod ids;
+mod line;
 mod meter;
 mod metrics;
 mod model;
@@ -37,12 +39,14 @@ mod state;
 mod steer;
 mod stream;
 mod throughput;
+mod tls;
 mod tokenize;
 mod types;
 mod usage;
 
 pub use body::read_object;
 pub use cors::CorsOptions;
+pub use door::{Door, Limits};
 pub use error::ApiError;
 pub use model::{ModelInfo, SamplingDefaults};
 pub use server::{Drain, serve};
@@ -50,6 +54,7 @@ pub use stall::watch_stalls;
 pub use state::{App, BODY_LIMIT_DEFAULT, Health, Options, Resident, reported_version};
 pub use steer::warm as warm_grammars;
 pub use throughput::log_throughput;
+pub use tls::{Tls, TlsError, TlsFiles};
 pub use types::{
     ChatRequest, Common, CompletionRequest, DetokenizeRequest, Prompt, RequestOptions, Rules, StreamOptions,
     TokenizeInput, TokenizeRequest, speculation,
