@@ -78,6 +78,10 @@ impl Default for Limits {
     }
 }
 
+/// Marks a request that gets no line in the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Quiet;
+
 /// A listener and its rules.
 pub struct Door {
     listener: Listener,
@@ -102,7 +106,9 @@ enum Stream {
 struct Rules {
     limits: Limits,
     /// Stands before every path; empty, or `/…` without a slash at the end.
-    root: String,
+    root: Arc<str>,
+    /// Paths whose requests nobody wants to read about.
+    quiet: Arc<[String]>,
 }
 
 impl From<TcpListener> for Door {
@@ -131,7 +137,13 @@ impl Door {
     /// `--root-path`: what a proxy in front puts before every path. Without it the paths are served all the same.
     pub fn with_root(mut self, root: &str) -> Self {
         let root = root.trim_matches('/');
-        self.rules.root = if root.is_empty() { String::new() } else { format!("/{root}") };
+        self.rules.root = if root.is_empty() { "".into() } else { format!("/{root}").into() };
+        self
+    }
+
+    /// `--disable-access-log-for-endpoints`
+    pub fn with_quiet(mut self, paths: Vec<String>) -> Self {
+        self.rules.quiet = paths.into();
         self
     }
 
@@ -328,6 +340,9 @@ fn answer(
     let fits = check(request.uri(), request.headers(), &rules.limits);
     if let Some(inner) = below(request.uri(), &rules.root) {
         *request.uri_mut() = inner;
+    }
+    if rules.quiet.iter().any(|path| path == request.uri().path()) {
+        request.extensions_mut().insert(Quiet);
     }
     request.extensions_mut().insert(rules.limits);
     let router = TowerToHyperService::new(router.clone());

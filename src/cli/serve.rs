@@ -1,31 +1,36 @@
 //! `serve`: models behind an HTTP server, from flags to a clean end.
 
 mod args;
+mod door;
 mod end;
+mod environment;
+mod ignored;
 mod memory;
+mod reading;
 mod sizes;
 mod spelling;
+mod yaml;
 
 pub use args::Args;
+pub use door::listen;
 pub use spelling::spell;
 
 use super::resident::Resident;
 use crate::api::{
-    self, App, CorsOptions, Drain, ModelInfo, Options, RequestOptions, SamplingDefaults, log_throughput,
-    watch_stalls,
+    self, App, CorsOptions, Door, Drain, ModelInfo, Options, RequestOptions, SamplingDefaults,
+    log_throughput, watch_stalls,
 };
 use crate::engine::{self, Busy, EngineConfig, Status, TraceWriter};
+use crate::model::config::GenerationConfig;
 use anyhow::{Context as _, bail};
-use args::{Context, Served};
+use args::{Context, KvName, Served};
 use end::{ended, until_end};
 use serde_json::{Map, Value};
 use sizes::{Sizes, Wish};
 use std::io::{self, IsTerminal};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 /// Without a word from the user, more context than this is not set aside: room is reserved for each sequence.
@@ -37,11 +42,15 @@ pub const NICE_BEHIND: i32 = 10;
 /// Errors: no such model, a port in use, a flag that does not fit, too little memory, an engine that died.
 pub fn run(args: Args) -> anyhow::Result<()> {
     start_log(&args);
-    for flag in &args.ignored {
-        tracing::warn!("{flag} has no effect here and is ignored");
-    }
+    tell(&args);
     let models = args.models().map_err(anyhow::Error::msg)?;
     let options = options(&args, &models)?;
+    if args.dry_run {
+        let described = describe_all(&args, &models)?;
+        plan(&args, &described)?;
+        tracing::info!("Nothing was started, because of --dry-run");
+        return Ok(());
+    }
     // The listener and the streams need little; the cores are for the engines.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -49,7 +58,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .build()
         .context("the runtime could not be started")?;
     let trace = args.trace_file.as_deref().map(start_trace).transpose()?;
+    let door = args.door.clone();
     let result = runtime.block_on(serve(args, models, options, trace.clone()));
+    door::close(&door);
     // A blocking task that still reads a checkpoint must not keep the process alive.
     runtime.shutdown_background();
     if let Some(trace) = trace {
@@ -64,17 +75,15 @@ async fn serve(
     options: Options,
     trace: Option<TraceWriter>,
 ) -> anyhow::Result<()> {
-    let listener = listen(&args).await?;
-    let address = listener.local_addr()?;
-    announce(address);
+    let door = door::open(&args).await?;
     let stop = watch::Sender::new(false);
     tokio::spawn(stop_on_signals(stop.clone()));
-    serve_on(listener, args, models, App::new(options), trace, stop).await
+    serve_on(door, args, models, App::new(options), trace, stop).await
 }
 
 /// Loads the models behind a server that answers at once, and serves until `stop` is raised.
 pub async fn serve_on(
-    listener: TcpListener,
+    door: impl Into<Door>,
     args: Args,
     models: Vec<Served>,
     app: Arc<App>,
@@ -87,7 +96,7 @@ pub async fn serve_on(
         tokio::spawn(log_throughput(app.clone()));
     }
     let drain = Drain { signal: raised(stopped.clone()), timeout: args.shutdown_timeout };
-    let server = tokio::spawn(api::serve(listener, app.clone(), drain));
+    let server = tokio::spawn(api::serve(door.into(), app.clone(), drain));
 
     let outcome = tokio::select! {
         loaded = load(args, models, app.clone(), trace) => loaded,
@@ -112,10 +121,7 @@ async fn load(
 ) -> anyhow::Result<()> {
     let started = Instant::now();
     let (args, described, sizes) = tokio::task::spawn_blocking(move || {
-        let models = models.iter().enumerate();
-        let described = models
-            .map(|(index, served)| describe(&args, index, served))
-            .collect::<anyhow::Result<Vec<_>>>()?;
+        let described = describe_all(&args, &models)?;
         let sizes = plan(&args, &described)?;
         anyhow::Ok((args, described, sizes))
     })
@@ -194,7 +200,8 @@ fn plan(args: &Args, described: &[Described]) -> anyhow::Result<Vec<Sizes>> {
             weights: described.resident.bytes(),
         })
         .collect();
-    let free = memory::free();
+    let share = args.gpu_memory_utilization.unwrap_or(1.0);
+    let free = memory::free().map(|free| (free as f64 * share) as u64);
     let sizes = sizes::divide(&models, &Wish::new(args), free);
     tracing::info!("Memory:\n{}", sizes::show(&models, &sizes, free));
     sizes::check(&sizes, free, args.allow_overcommit)?;
@@ -207,12 +214,16 @@ struct Described {
     model: ModelInfo,
 }
 
+fn describe_all(args: &Args, models: &[Served]) -> anyhow::Result<Vec<Described>> {
+    models.iter().enumerate().map(|(index, served)| describe(args, index, served)).collect()
+}
+
 /// All that is known before the weights are read.
 fn describe(args: &Args, index: usize, served: &Served) -> anyhow::Result<Described> {
-    let mut resident = Resident::open(&served.model)?;
+    let mut resident = args.reading.open(&served.model)?;
     resident.nice = if index == 0 { 0 } else { NICE_BEHIND };
     let template = args.chat_template.as_deref().map(template_text).transpose()?;
-    let text = resident.text_with(template.as_deref())?;
+    let text = args.reading.text(&resident, template.as_deref())?;
     let most = resident.config.max_position_embeddings;
     let max_model_len = match args.max_model_len {
         None | Some(Context::Auto) => most.min(CONTEXT_DEFAULT),
@@ -249,8 +260,19 @@ fn template_text(argument: &std::path::Path) -> anyhow::Result<String> {
 /// `--override-generation-config` over `generation_config.json` over neutral values.
 fn sampling_defaults(args: &Args, resident: &Resident) -> anyhow::Result<SamplingDefaults> {
     let mut defaults = SamplingDefaults::default();
-    if args.generation_config == "auto" {
-        let file = &resident.generation;
+    let own;
+    let file = match args.generation_config.as_str() {
+        "vllm" => None,
+        "auto" => Some(&resident.generation),
+        folder => {
+            let path = Path::new(folder).join("generation_config.json");
+            let shown = || format!("--generation-config: {}", path.display());
+            own = GenerationConfig::from_json(&std::fs::read(&path).with_context(shown)?)
+                .with_context(shown)?;
+            Some(&own)
+        }
+    };
+    if let Some(file) = file {
         defaults.temperature = file.temperature.unwrap_or(defaults.temperature);
         defaults.top_p = file.top_p.unwrap_or(defaults.top_p);
         defaults.top_k = file.top_k.unwrap_or(defaults.top_k);
@@ -316,7 +338,10 @@ pub fn options(args: &Args, models: &[Served]) -> anyhow::Result<Options> {
         force_usage: args.enable_force_include_usage,
         timeout: args.request_timeout.filter(|timeout| !timeout.is_zero()),
     };
-    options.api_keys = args.api_key.iter().filter(|key| !key.is_empty()).cloned().collect();
+    if args.reasoning_budget == Some(0) {
+        options.request.template_kwargs.entry("enable_thinking").or_insert(Value::Bool(false));
+    }
+    options.api_keys = door::keys(args)?;
     options.cors = CorsOptions {
         origins: args.allowed_origins.clone().map(|list| list.0),
         methods: args.allowed_methods.clone().map(|list| list.0),
@@ -333,25 +358,29 @@ pub fn options(args: &Args, models: &[Served]) -> anyhow::Result<Options> {
     Ok(options)
 }
 
-/// Errors: the port is taken, or the address is not ours; both name it.
-pub async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
-    let has_key = args.api_key.iter().any(|key| !key.is_empty());
-    let default = if has_key { "0.0.0.0" } else { "127.0.0.1" };
-    // A variable that is set to nothing is one that is not set.
-    let host = args.host.as_deref().filter(|host| !host.is_empty()).unwrap_or(default);
-    let port = args.port;
-    TcpListener::bind((host, port)).await.map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            anyhow::anyhow!("port {port} on {host} is in use: stop who has it, or give another --port")
+/// One line for each flag and variable that was given and changes nothing.
+fn tell(args: &Args) {
+    for flag in &args.ignored {
+        tracing::warn!("{}", ignored::told(flag));
+    }
+    for line in environment::told(
+        std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
+    ) {
+        tracing::warn!("{line}");
+    }
+    for (flag, given) in
+        [("--tool-call-parser", &args.tool_call_parser), ("--reasoning-parser", &args.reasoning_parser)]
+    {
+        if let Some(name) = given {
+            tracing::info!("{flag} {name} is the parser that is built in");
         }
-        _ => anyhow::anyhow!("--host: cannot listen on port {port} of {host}: {error}"),
-    })
-}
-
-fn announce(address: SocketAddr) {
-    tracing::info!("Listening on http://{address}");
-    if address.ip().is_loopback() {
-        tracing::info!("Only this machine can connect; --host 0.0.0.0 opens it to others");
+    }
+    if args.kv_cache_dtype == KvName::Fp8E5m2 {
+        tracing::warn!("--kv-cache-dtype fp8_e5m2: keys and values are kept as fp8_e4m3");
+    }
+    if let Some(share) = args.gpu_memory_utilization {
+        tracing::info!("--gpu-memory-utilization {share} is a share of the memory that is free now");
     }
 }
 
@@ -481,6 +510,10 @@ mod tests {
             "serve --kv-cache-dtype int4",
             "serve --spec-depth 9",
             "serve --kv-cache-tokens 9 --num-gpu-blocks-override 9",
+            "serve --gpu-memory-utilization 1.5",
+            "serve --load-format pt",
+            "serve --quantization gptq",
+            "serve --ssl-keyfile k",
             "serve --speculative-config {\"method\":\"magic\"}",
             "serve --no-such-flag",
         ] {
