@@ -164,11 +164,6 @@ impl Line {
         say(self, &error).await;
     }
 
-    /// Whether hyper, and not an answer, is writing: only a request that was no request is answered before it is one.
-    fn is_refusing(&self) -> bool {
-        self.progress.get() == Phase::Head
-    }
-
     /// The end of a silence. Ready: it has lasted too long.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let phase = self.progress.get();
@@ -262,10 +257,9 @@ impl AsyncRead for Line {
 
 impl AsyncWrite for Line {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.is_refusing() {
-            if self.fault.is_none() {
-                self.fault = Some(Fault::Refused(status(bytes)));
-            }
+        // Only a request that was no request is answered before it is one; the rest of an earlier answer looks different.
+        if let Some(status) = refusal(bytes).filter(|_| self.progress.get() == Phase::Head) {
+            self.fault.get_or_insert(Fault::Refused(status));
             return Poll::Ready(Ok(bytes.len()));
         }
         let written = Pin::new(&mut self.wire).poll_write(cx, bytes);
@@ -320,8 +314,31 @@ pub async fn say(mut line: Line, error: &ApiError) {
     }
 }
 
-/// Of the head that hyper writes for what it cannot read.
-fn status(head: &[u8]) -> StatusCode {
-    let code = head.get(9..12).and_then(|code| StatusCode::from_bytes(code).ok());
-    code.unwrap_or(StatusCode::BAD_REQUEST)
+/// The status of the bare head that hyper answers with what it cannot read.
+fn refusal(bytes: &[u8]) -> Option<StatusCode> {
+    let head = std::str::from_utf8(bytes).ok()?.strip_suffix("\r\n\r\n")?;
+    let code = head.strip_prefix("HTTP/1.1 ").or_else(|| head.strip_prefix("HTTP/1.0 "))?.get(..3)?;
+    let is_bare = !head.contains("\r\n\r\n") && head.to_ascii_lowercase().contains("\r\ncontent-length: 0");
+    StatusCode::from_bytes(code.as_bytes()).ok().filter(|status| is_bare && status.is_client_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_bare_refusal_is_taken_for_one() {
+        let check = |bytes: &str, expected: Option<u16>| {
+            assert_eq!(refusal(bytes.as_bytes()).map(|status| status.as_u16()), expected, "{bytes:?}");
+        };
+        check(
+            "HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\ndate: x\r\n\r\n",
+            Some(431),
+        );
+        check("HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n", Some(400));
+        check("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", None);
+        check("HTTP/1.1 400 Bad Request\r\ncontent-length: 5\r\n\r\n", None);
+        check("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\nrest", None);
+        check("data: [DONE]\r\n\r\n", None);
+    }
 }

@@ -58,9 +58,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .build()
         .context("the runtime could not be started")?;
     let trace = args.trace_file.as_deref().map(start_trace).transpose()?;
-    let door = args.door.clone();
     let result = runtime.block_on(serve(args, models, options, trace.clone()));
-    door::close(&door);
     // A blocking task that still reads a checkpoint must not keep the process alive.
     runtime.shutdown_background();
     if let Some(trace) = trace {
@@ -75,7 +73,7 @@ async fn serve(
     options: Options,
     trace: Option<TraceWriter>,
 ) -> anyhow::Result<()> {
-    let door = door::open(&args).await?;
+    let (door, _file) = door::open(&args).await?;
     let stop = watch::Sender::new(false);
     tokio::spawn(stop_on_signals(stop.clone()));
     serve_on(door, args, models, App::new(options), trace, stop).await

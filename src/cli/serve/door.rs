@@ -56,35 +56,68 @@ pub fn keys(args: &Args) -> anyhow::Result<Vec<String>> {
     Ok(keys)
 }
 
-/// The door as the flags say. Says where it is. Errors: a certificate that is none, a port or socket in use.
-pub async fn open(args: &Args) -> anyhow::Result<Door> {
+/// A socket file that is ours: taken away when dropped.
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Whoever took it away before us did the same.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// The door as the flags say, and its file if it has one. Says where it is. Errors: a certificate that is none, a port or socket in use.
+pub async fn open(args: &Args) -> anyhow::Result<(Door, Option<SocketFile>)> {
     let flags = &args.door;
     let tls = tls(flags)?;
+    allow_descriptors(flags.max_connections);
     let limits = Limits { connections: flags.max_connections, ..Limits::default() };
-    let door = match &flags.uds {
+    let (door, file) = match &flags.uds {
         Some(path) => {
             let door = socket(path)?;
             tracing::info!("Listening on unix:{}", path.display());
-            door
+            (door, Some(SocketFile(path.clone())))
         }
         None => {
             let listener = listen(args).await?;
             announce(&listener, tls.is_some())?;
-            Door::from(listener)
+            (Door::from(listener), None)
         }
     };
     let root = flags.root_path.as_deref().unwrap_or_default();
     let quiet = flags.disable_access_log_for_endpoints.clone();
-    Ok(door.with_tls(tls).with_limits(limits).with_root(root).with_quiet(quiet))
+    Ok((door.with_tls(tls).with_limits(limits).with_root(root).with_quiet(quiet), file))
 }
 
-/// Takes the socket file away, if there is one.
-pub fn close(args: &DoorArgs) {
-    if let Some(path) = &args.uds {
-        // Whoever took it away before us did the same.
-        let _ = std::fs::remove_file(path);
+/// Descriptors beside those of connections: models, the log, the runtime.
+#[cfg(unix)]
+const DESCRIPTORS_OWN: u64 = 256;
+
+/// Systems start a process with few descriptors and let it ask for more; a pool of clients alone may want a thousand.
+#[cfg(unix)]
+fn allow_descriptors(connections: usize) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for what the call writes.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return;
+    }
+    let wanted = (connections as u64).saturating_add(DESCRIPTORS_OWN);
+    if limit.rlim_cur >= wanted {
+        return;
+    }
+    limit.rlim_cur = wanted.min(limit.rlim_max);
+    // SAFETY: the call only reads `limit`.
+    let raised = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } == 0;
+    if !raised || limit.rlim_cur < wanted {
+        tracing::warn!(
+            "The system allows {} descriptors, fewer than --max-connections may need",
+            limit.rlim_cur
+        );
     }
 }
+
+#[cfg(not(unix))]
+fn allow_descriptors(_: usize) {}
 
 fn tls(flags: &DoorArgs) -> anyhow::Result<Option<Tls>> {
     let Some(certificates) = flags.ssl_certfile.clone() else { return Ok(None) };

@@ -442,6 +442,16 @@ speculative-config:
     }
 
     #[test]
+    fn the_file_that_is_deployed_can_be_read_with_all_that_it_proposes() {
+        let text = include_str!("../../../deploy/serve.yaml");
+        let proposed: Vec<&str> =
+            text.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)).skip(1).collect();
+        assert!(with_file(text, "m").is_ok_and(|line| line.contains("--shutdown-timeout=10")));
+        let all = with_file(&proposed.join("\n"), "m").expect("keys that are known");
+        assert!(all.contains("--ssl-certfile=/etc/ferrotron/cert.pem"), "{all}");
+    }
+
+    #[test]
     fn what_is_wrong_in_a_file_is_told_with_its_line() {
         let check = |text: &str, expected: &str| {
             let error = with_file(text, "m").expect_err(text);
