@@ -5,6 +5,7 @@
 use super::args::Args;
 use super::ignored::{self, Takes};
 use super::yaml::{self, Yaml};
+use clap::error::ErrorKind;
 use serde_json::{Map, Value};
 use std::ffi::OsString;
 use std::path::Path;
@@ -329,10 +330,14 @@ fn check(items: &[Item], known: &Known, lenient: bool) -> Result<(), String> {
     for item in items {
         line.extend(item.clone().spelled(known, lenient)?);
     }
-    crate::cli::flags::<Args>(line).map(|_| ()).map_err(|error| {
-        let text = error.to_string();
-        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
-    })
+    match crate::cli::flags::<Args>(line) {
+        Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => {
+            let text = error.to_string();
+            Err(text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned())
+        }
+        // What a flag needs beside it may stand in another line.
+        _ => Ok(()),
+    }
 }
 
 /// Which key may have been meant, if any is like it.
