@@ -625,3 +625,31 @@ fn a_configuration_of_another_network_is_refused() {
     check("num_hidden_layers", json!(11), &["11", "10"]);
     check("vocab_size", json!(1281), &["1281", "1280"]);
 }
+
+#[test]
+fn a_shell_can_complete_every_command_and_flag() {
+    for (shell, words) in
+        [("bash", "complete -F"), ("zsh", "#compdef ferrotron"), ("fish", "complete -c ferrotron")]
+    {
+        let script = good(&["completions", shell]);
+        for word in [words, "served-model-name", "ssl-certfile", "quantize"] {
+            assert!(script.contains(word), "{shell}: no {word}");
+        }
+    }
+    bad(&["completions", "tcsh"], &["tcsh", "bash"]);
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("man1");
+    good(&["man", target.to_str().expect("UTF-8")]);
+    for (page, word) in
+        [("ferrotron.1", "serve"), ("ferrotron-serve.1", "uds"), ("ferrotron-bench-serve.1", "goodput")]
+    {
+        let text = fs::read_to_string(target.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
+        assert!(text.starts_with(".ie") && text.contains(word), "{page}");
+    }
+    let file = file(&folder, "a file", "");
+    bad(&["man", &file], &["a file cannot be written"]);
+}

@@ -5,8 +5,10 @@ mod server;
 
 use serde_json::{Value, json};
 use server::{Open, Server, eventually};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
@@ -363,6 +365,14 @@ fn a_flag_that_cannot_be_is_refused_before_anything_is_set_aside() {
     check("--max-num-queued-reqs", "0", "from 1 to 1000000");
     check("--max-model-len", "8193", "at most the model's 8192 tokens, got 8193");
     check("--kv-cache-tokens", "1000000000k", "--allow-overcommit");
+    check("--cpu-offload-gb", "4", "weights are in the CPU's memory anyway");
+    check("--load-format", "pt", "possible values: auto, dummy");
+    check("--quantization", "nvfp4", "tiny is not stored as nvfp4");
+    check("--uds", "/nowhere/door.sock", "cannot listen on /nowhere/door.sock");
+    check("--ssl-certfile", "/nowhere/cert.pem", "/nowhere/cert.pem cannot be read");
+    check("--api-key-file", "/nowhere/keys", "/nowhere/keys cannot be read");
+    check("--generation-config", "/nowhere", "/nowhere/generation_config.json");
+    check("--config", "/nowhere/serve.yaml", "/nowhere/serve.yaml cannot be read");
     check("--spec-depth", "9", "0..=8");
     check("--speculative-config", "eagle", "must be");
     check("--host", "256.0.0.1", "256.0.0.1");
@@ -629,4 +639,229 @@ fn a_key_of_the_environment_is_asked_for() {
     assert_eq!(models("Authorization: Bearer the-key\r\n"), 200);
     assert_eq!(server.get("/health").status, 200);
     assert!(!server.log().contains("the-key"), "{}", server.log());
+}
+
+/// One of the certificates and keys that `tests/support/tls/make.sh` makes.
+fn tls_file(name: &str) -> String {
+    format!("{}/tests/support/tls/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Asks for `path` over TLS, shows the client's certificate if told; the whole answer. Errors: no agreement.
+fn over_tls(address: &str, path: &str, with_certificate: bool) -> std::io::Result<String> {
+    use tokio_rustls::rustls::crypto::ring;
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+    use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, Stream};
+
+    let certificate = |name: &str| CertificateDer::from_pem_file(tls_file(name)).expect("a certificate");
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate("authority.pem")).expect("an authority");
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring speaks them")
+        .with_root_certificates(roots);
+    let config = if with_certificate {
+        let key = PrivateKeyDer::from_pem_file(tls_file("client.key")).expect("a key");
+        config.with_client_auth_cert(vec![certificate("client.pem")], key).expect("they belong together")
+    } else {
+        config.with_no_client_auth()
+    };
+    let name = ServerName::try_from("localhost").expect("a name");
+    let mut connection = ClientConnection::new(Arc::new(config), name).expect("a valid configuration");
+    let mut socket = TcpStream::connect(address)?;
+    let mut stream = Stream::new(&mut connection, &mut socket);
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+#[test]
+fn certificates_make_it_speak_https_and_nothing_else() {
+    let (certificate, key) = (tls_file("server.pem"), tls_file("server.key"));
+    let server = Server::listening(&["--ssl-certfile", &certificate, "--ssl-keyfile", &key], &[]);
+    assert!(server.log().contains("Listening on https://127.0.0.1:"), "{}", server.log());
+    server.wait_until_ready();
+    let answer = over_tls(&server.address, "/v1/models", false).expect("they agree");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"tiny\""), "{answer}");
+    let plain = server.get("/health");
+    assert_eq!(plain.status, 400);
+    assert!(plain.body.contains("https://"), "{}", plain.body);
+}
+
+#[test]
+fn clients_can_be_asked_for_certificates() {
+    let files = ["server.pem", "server.key", "authority.pem"].map(tls_file);
+    let flags = ["--ssl-certfile", &files[0], "--ssl-keyfile", &files[1], "--ssl-ca-certs", &files[2]];
+    let server = Server::listening(&flags, &[]);
+    assert!(over_tls(&server.address, "/version", false).is_err());
+    let answer = over_tls(&server.address, "/version", true).expect("they agree");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_socket_file_is_listened_on_and_taken_away() {
+    use std::os::unix::net::UnixStream;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("door.sock");
+    let path_text = path.to_str().expect("UTF-8");
+    let flags = ["--uds", path_text];
+    let mut server = Server::listening(&flags, &[]);
+    assert_eq!(server.address, format!("unix:{path_text}"));
+    let health = || {
+        let mut stream = UnixStream::connect(&path)?;
+        stream.write_all(b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+    assert!(health().is_ok_and(|answer: String| answer.starts_with("HTTP/1.1 200")));
+    let mut second = Server::started(&flags, &[]);
+    assert_eq!(second.ended().code(), Some(1));
+    assert!(second.log().contains("is in use"), "{}", second.log());
+    assert!(health().is_ok(), "who was refused took nothing away");
+    server.signal("TERM");
+    assert_eq!(server.ended().code(), Some(0), "{}", server.log());
+    assert!(!path.exists());
+
+    // One that was killed leaves its file, which is no obstacle; what is no socket is not ours to take away.
+    drop(Server::listening(&flags, &[]));
+    assert!(path.exists());
+    drop(Server::listening(&flags, &[]));
+    let file = folder.path().join("a file");
+    std::fs::write(&file, "mine").unwrap();
+    let mut refused = Server::started(&["--uds", file.to_str().expect("UTF-8")], &[]);
+    assert_eq!(refused.ended().code(), Some(1));
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "mine");
+}
+
+#[test]
+fn a_file_of_flags_stands_below_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("serve.yaml");
+    let path_text = path.to_str().expect("UTF-8");
+    let text = "model: tiny\nserved-model-name: [from-file]\nmax_model_len: 2k\nmax-num-seqs: 2\nenforce-eager: true\n";
+    std::fs::write(&path, text).unwrap();
+    let server = Server::ready(&["--config", path_text, "--max-model-len", "1k"]);
+    let model = server.get("/v1/models").json()["data"][0].clone();
+    assert_eq!((&model["id"], &model["max_model_len"]), (&json!("from-file"), &json!(1000)));
+    assert!(server.log().contains("--enforce-eager is ignored: there are no graphs"), "{}", server.log());
+
+    std::fs::write(&path, "model: tiny\nmax-model-length: 2k\n").unwrap();
+    let mut refused = Server::started(&["--config", path_text], &[]);
+    assert_eq!(refused.ended().code(), Some(2));
+    let log = refused.log();
+    assert!(
+        log.contains("serve.yaml, line 2: unknown key `max-model-length`; `max-model-len` is like it"),
+        "{log}"
+    );
+}
+
+/// The line that Annie's seeds start vLLM with, and what else such scripts hold.
+#[test]
+fn a_line_written_for_vllm_starts_and_says_what_it_does_not_need() {
+    let server = Server::listening(
+        &[
+            "tiny",
+            "--served-model-name",
+            "model",
+            "--trust-remote-code",
+            "--gpu-memory-utilization",
+            "0.9",
+            "--kv-cache-dtype",
+            "fp8",
+            "--max-num-seqs",
+            "8",
+            "-tp",
+            "1",
+            "--enable-auto-tool-choice",
+            "--tool-call-parser",
+            "qwen3_coder",
+            "--reasoning-parser",
+            "nano_v3",
+            "--reasoning-parser-plugin",
+            "/nowhere/nano_v3_reasoning_parser.py",
+            "--load-format",
+            "fastsafetensors",
+            "--async-scheduling",
+            "--no-enable-chunked-prefill",
+            "--speculative-config.method",
+            "mtp",
+            "--logprobs-mode",
+            "raw_logprobs",
+        ],
+        &[("VLLM_USE_FLASHINFER_MOE_FP4", "1"), ("VLLM_SOMETHING", "x")],
+    );
+    server.wait_until_ready();
+    let log = server.log();
+    for words in [
+        "--trust-remote-code is ignored: no code of a checkpoint is ever run",
+        "--reasoning-parser-plugin is ignored: no plug-in is loaded",
+        "--async-scheduling is ignored: ",
+        "--no-enable-chunked-prefill is ignored: ",
+        "--tool-call-parser qwen3_coder is the parser that is built in",
+        "--gpu-memory-utilization 0.9 is a share of the memory that is free now",
+        "VLLM_USE_FLASHINFER_MOE_FP4 is ignored: ",
+        "VLLM_SOMETHING is ignored: ",
+    ] {
+        assert_eq!(log.matches(words).count(), 1, "{words}: {log}");
+    }
+    assert_eq!(server.post(CHAT, &chat(json!({"model": "model", "max_tokens": 2}))).status, 200);
+}
+
+#[test]
+fn dummy_weights_serve_and_say_what_they_are() {
+    let server = Server::ready(&["tiny", "--load-format", "dummy", "--quantization", "nvfp4"]);
+    assert!(server.log().contains("--load-format dummy: the weights are random"), "{}", server.log());
+    let real = Server::ready(&["tiny"]).post(COMPLETIONS, &greedy("Hi! My name is", 8)).text();
+    assert_ne!(server.post(COMPLETIONS, &greedy("Hi! My name is", 8)).text(), real);
+}
+
+#[test]
+fn a_dry_run_shows_the_plan_and_starts_nothing() {
+    let mut server = Server::started(&["tiny", "--dry-run"], &[]);
+    assert_eq!(server.ended().code(), Some(0), "{}", server.log());
+    let log = server.log();
+    assert!(log.contains("total") && !log.contains("Listening"), "{log}");
+}
+
+#[test]
+fn keys_come_from_a_file_too_and_an_empty_one_opens_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys");
+    let path_text = path.to_str().expect("UTF-8");
+    std::fs::write(&path, "# of the house\n\n  from-file  \n").unwrap();
+    let flags = ["--host", "127.0.0.1", "--api-key", "typed", "also-typed", "--api-key-file", path_text];
+    let server = Server::listening(&flags, &[]);
+    server.wait_until_ready();
+    let models = |key: &str| {
+        let head = format!("GET /v1/models HTTP/1.1\r\nAuthorization: Bearer {key}\r\n");
+        Open::send(&server.address, &head, "").answer().status
+    };
+    assert_eq!(
+        ["typed", "also-typed", "from-file", "# of the house", ""].map(models),
+        [200, 200, 200, 401, 401]
+    );
+    std::fs::write(&path, "# none\n").unwrap();
+    let mut refused = Server::started(&["--api-key-file", path_text], &[]);
+    assert_eq!(refused.ended().code(), Some(1));
+    assert!(refused.log().contains("holds no key"), "{}", refused.log());
+}
+
+#[test]
+fn paths_nobody_wants_to_read_about_are_not_logged() {
+    let server = Server::ready(&["--disable-access-log-for-endpoints", "/v1/models,/nothing"]);
+    assert_eq!(server.get("/v1/models").status, 200);
+    assert_eq!(server.get("/v1/models/tiny").status, 200);
+    server.wait_for_log("GET /v1/models/tiny 200");
+    assert!(!server.log().contains("GET /v1/models 200"), "{}", server.log());
+}
+
+#[test]
+fn more_tools_than_openai_takes_are_no_fault() {
+    let server = Server::ready(&[]);
+    let tool = |index: usize| json!({"type": "function", "function": {"name": format!("f{index}")}});
+    let tools: Value = (0..129).map(tool).collect();
+    let answer = server.post(CHAT, &chat(json!({"tools": tools, "max_tokens": 2})));
+    assert_eq!(answer.status, 200, "{}", answer.body);
 }

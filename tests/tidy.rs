@@ -17,9 +17,10 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates that stay in one room.
-const GUESTS: [(&str, &[&str]); 8] = [
+const GUESTS: [(&str, &[&str]); 9] = [
     ("axum", &["api", "cli"]),
-    ("hyper", &["cli"]),
+    ("hyper", &["api", "cli"]),
+    ("tokio_rustls", &["api"]),
     ("tokenizers", &["text"]),
     ("minijinja", &["text"]),
     ("safetensors", &["weights"]),

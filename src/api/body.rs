@@ -1,5 +1,6 @@
 //! A request's body becomes a JSON object, or a 400 that says why not.
 
+use super::door::Limits;
 use super::error::ApiError;
 use super::query::Pairs;
 use super::state::App;
@@ -9,7 +10,7 @@ use axum::http::{HeaderMap, header};
 use futures_util::StreamExt;
 use serde_json::{Map, Value};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The body as an object, and when it had arrived.
 pub struct JsonBody {
@@ -32,7 +33,8 @@ impl FromRequest<Arc<App>> for JsonBody {
         let priority = priority(request.headers())?;
         let (mut parts, body) = request.into_parts();
         let autoload = Pairs::from_request_parts(&mut parts, app).await?.bool("autoload")?;
-        let bytes = read(body, limit).await?;
+        let patience = parts.extensions.get::<Limits>().copied().unwrap_or_default().body;
+        let bytes = read(body, limit, patience).await?;
         let mut map = read_object(&bytes)?;
         if let Some(priority) = priority.filter(|_| map.get("priority").is_none_or(Value::is_null)) {
             map.insert("priority".to_owned(), priority.into());
@@ -65,11 +67,21 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     Err(ApiError::malformed("Unsupported Media Type: Only 'application/json' is allowed"))
 }
 
-/// All of the body; without a declared length it is counted as it comes.
-async fn read(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+/// Bytes of a body that bring a further second: a phone far from its mast is faster.
+const BYTES_PER_SECOND: u32 = 1024;
+
+/// All of the body; without a declared length it is counted as it comes. What comes in drops is given up, so that
+/// nobody holds a request open for nothing.
+async fn read(body: Body, limit: usize, patience: Duration) -> Result<Vec<u8>, ApiError> {
     let mut chunks = body.into_data_stream();
     let mut bytes = Vec::new();
-    while let Some(chunk) = chunks.next().await {
+    let start = tokio::time::Instant::now();
+    loop {
+        let earned =
+            Duration::from_secs(1) * u32::try_from(bytes.len()).unwrap_or(u32::MAX) / BYTES_PER_SECOND;
+        let chunk = tokio::time::timeout_at(start + patience + earned, chunks.next()).await;
+        let chunk = chunk.map_err(|_| ApiError::Slow { what: "body", seconds: start.elapsed().as_secs() })?;
+        let Some(chunk) = chunk else { break };
         let chunk =
             chunk.map_err(|error| ApiError::malformed(format!("The body ended too early: {error}")))?;
         if bytes.len() + chunk.len() > limit {

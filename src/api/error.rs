@@ -24,6 +24,15 @@ pub enum ApiError {
     MethodNotAllowed { method: String, path: String },
     #[error("The request body is larger than the limit of {limit} bytes.")]
     TooLarge { limit: usize },
+    #[error("The request's head is larger than the limit of {limit} bytes.")]
+    HeadTooLarge { limit: usize },
+    #[error("The request has more than {limit} header fields.")]
+    TooManyFields { limit: usize },
+    /// Its first part counts from the first byte on, so that nobody can hold a place with one byte a minute.
+    #[error("The request's {what} was not complete within {seconds} s.")]
+    Slow { what: &'static str, seconds: u64 },
+    #[error("All {limit} connections are in use. Try again later.")]
+    Crowded { limit: usize },
     #[error("{0} is not implemented by this server.")]
     NotImplemented(String),
     #[error("The engine is currently busy: {limit} requests are queued already. Try again later.")]
@@ -78,6 +87,11 @@ impl ApiError {
             Self::UnknownModel { .. } | Self::UnknownRoute { .. } => (StatusCode::NOT_FOUND, "NotFoundError"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge"),
+            Self::HeadTooLarge { .. } | Self::TooManyFields { .. } => {
+                (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "RequestEntityTooLarge")
+            }
+            Self::Slow { .. } => (StatusCode::REQUEST_TIMEOUT, "TimeoutError"),
+            Self::Crowded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable"),
             Self::NotImplemented(_) => (StatusCode::NOT_IMPLEMENTED, "NotImplementedError"),
             // The proxies in front count 503 as a sick server; a full one is well.
             Self::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, "RateLimitError"),
@@ -107,9 +121,13 @@ impl ApiError {
     }
 
     /// Seconds after which the same request may succeed, if it may.
-    fn retry_after(&self) -> Option<&'static str> {
+    pub fn retry_after(&self) -> Option<&'static str> {
         match self {
-            Self::Busy { .. } | Self::Loading { .. } | Self::Unloaded | Self::ShuttingDown => Some("1"),
+            Self::Busy { .. }
+            | Self::Crowded { .. }
+            | Self::Loading { .. }
+            | Self::Unloaded
+            | Self::ShuttingDown => Some("1"),
             Self::Asleep(_) | Self::NoRoom | Self::Aborted => Some("5"),
             _ => None,
         }

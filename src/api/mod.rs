@@ -18,6 +18,7 @@ mod chat;
 mod completions;
 mod conversation;
 mod cors;
+mod door;
 mod envelope;
 mod error;
 mod exposition;
@@ -26,6 +27,7 @@ mod generate;
 mod ids;
 mod keeper;
 mod lifecycle;
+mod line;
 mod loader;
 mod meter;
 mod metrics;
@@ -44,12 +46,14 @@ mod state;
 mod steer;
 mod stream;
 mod throughput;
+mod tls;
 mod tokenize;
 mod types;
 mod usage;
 
 pub use body::read_object;
 pub use cors::CorsOptions;
+pub use door::{Door, Limits};
 pub use error::ApiError;
 pub use keeper::{Keeping, Lease};
 pub use loader::{Estimate, Known, LoadError, Loader, STOP_TIMEOUT, Simulation, Target};
@@ -58,6 +62,7 @@ pub use server::{Drain, serve};
 pub use stall::watch_stalls;
 pub use state::{App, BODY_LIMIT_DEFAULT, Health, Options, Resident, reported_version};
 pub use throughput::log_throughput;
+pub use tls::{Tls, TlsError, TlsFiles};
 pub use types::{
     ChatRequest, Common, CompletionRequest, DetokenizeRequest, Prompt, RequestOptions, Rules, StreamOptions,
     TokenizeInput, TokenizeRequest, speculation,

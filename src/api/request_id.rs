@@ -1,5 +1,6 @@
 //! Every request has a name, given by the client or by us; it comes back in the headers and in the answer's id.
 
+use super::door::Quiet;
 use super::ids::is_label;
 use super::state::App;
 use axum::extract::{MatchedPath, Request, State};
@@ -23,6 +24,7 @@ pub async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Ne
     request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    let is_quiet = request.extensions().get::<Quiet>().is_some();
     let handler = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
 
     let mut response = next.run(request).await;
@@ -35,7 +37,9 @@ pub async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Ne
     let handler = handler.as_deref().unwrap_or("none");
     if !is_probe(handler) {
         app.metrics.http(handler, method_label(&method), status, started.elapsed());
-        tracing::info!(target: "ferrotron::access", "{method} {path} {status} {id}");
+        if !is_quiet {
+            tracing::info!(target: "ferrotron::access", "{method} {path} {status} {id}");
+        }
     }
     response
 }

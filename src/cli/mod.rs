@@ -3,7 +3,9 @@
 pub mod bench;
 pub mod chat;
 pub mod check;
+pub mod completions;
 pub mod eval;
+pub mod man;
 pub mod models;
 pub mod pull;
 pub mod quantize;
@@ -14,7 +16,8 @@ pub mod table;
 
 use std::ffi::OsString;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Serves NVIDIA Nemotron-H models over an OpenAI-compatible API, from one native process.
 #[derive(Debug, Parser)]
@@ -44,11 +47,17 @@ enum Command {
     Quantize(quantize::Args),
     /// List the models known by name and those on this machine
     Models(models::Args),
+    /// Print what completes this program's commands and flags in a shell
+    Completions(completions::Args),
+    /// Write the manual pages
+    Man(man::Args),
 }
 
 /// Runs the command that was typed.
 pub fn run() -> anyhow::Result<()> {
-    match Cli::parse_from(serve::spell(std::env::args_os())).command {
+    let line = serve::spell(std::env::args_os())
+        .unwrap_or_else(|error| Cli::command().error(ErrorKind::InvalidValue, error).exit());
+    match Cli::parse_from(line).command {
         Command::Serve(args) => serve::run(*args),
         Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run(args),
@@ -58,6 +67,8 @@ pub fn run() -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Models(args) => models::run(args),
+        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
     }
 }
 

@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value};
+use std::path::PathBuf;
 
 use super::pull::hub_cache;
 use crate::backend::cpu::Cpu;
@@ -53,6 +54,7 @@ pub enum DtypeName {
 pub enum LoadFormat {
     /// From the checkpoint
     #[default]
+    #[value(aliases = ["safetensors", "fastsafetensors", "runai_streamer"])]
     Auto,
     /// Random ones, from the configuration alone
     Dummy,
@@ -85,6 +87,27 @@ pub struct Load {
     /// Format of dummy weights [default: what the configuration says]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub quantization: Option<WeightFormat>,
+}
+
+/// Where the hub's checkpoints lie on this machine, and which of them are meant.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    /// The folder with `models--org--name` inside.
+    pub cache: PathBuf,
+    /// Branch, tag or commit; `None`: what the preset says, or the newest that is there.
+    pub revision: Option<String>,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self { cache: hub_cache(), revision: None }
+    }
+}
+
+impl Hub {
+    pub fn resolve(&self, model: &str) -> Result<presets::Location, presets::Error> {
+        presets::resolve_at(model, &self.cache, self.revision.as_deref())
+    }
 }
 
 /// Options of every command that computes.
@@ -157,9 +180,14 @@ impl Resident {
 
     /// The same, its weights as `load` says.
     pub fn open_as(model: &str, load: &Load) -> anyhow::Result<Self> {
+        Self::open_from(&Hub::default(), model, load)
+    }
+
+    /// The same, where `hub` says.
+    pub fn open_from(hub: &Hub, model: &str, load: &Load) -> anyhow::Result<Self> {
         match (load.load_format, load.quantization) {
             (LoadFormat::Auto, None) => {
-                let location = presets::resolve(model, &hub_cache())?;
+                let location = hub.resolve(model)?;
                 let checkpoint = location.open().map_err(|error| match error {
                     OpenError::Weights(WeightsError::NoWeights { .. }) => {
                         anyhow::anyhow!(
@@ -176,21 +204,18 @@ impl Resident {
                     "--quantization is for --load-format dummy: a checkpoint's weights stay as they are stored"
                 )
             }
-            (LoadFormat::Dummy, format) => Self::random(model, format.map(WeightFormat::kind)),
+            (LoadFormat::Dummy, format) => Self::random(hub, model, format.map(WeightFormat::kind)),
         }
     }
 
     /// Random weights of `kind`, or as the configuration says.
-    fn random(model: &str, kind: Option<Kind>) -> anyhow::Result<Self> {
-        let (source, preset) = configured(model)?;
+    fn random(hub: &Hub, model: &str, kind: Option<Kind>) -> anyhow::Result<Self> {
+        let (source, preset) = configured_from(hub, model)?;
         let (config, generation) = configuration(&source)?;
         let recipe = match (kind, preset) {
             (Some(kind), _) => Recipe::uniform(kind),
             (None, Some(preset)) => preset.recipe()?,
-            (None, None) => {
-                let json = source.file("config.json")?.unwrap_or_default();
-                Recipe::of_checkpoint(&json, source.file("hf_quant_config.json")?.as_deref())?
-            }
+            (None, None) => recipe(&source)?,
         };
         let bytes = Manifest::new(&config, &recipe).totals().bytes;
         Ok(Self::of(model, Weights::Random { source, recipe, bytes }, config, generation))
@@ -198,6 +223,15 @@ impl Resident {
 
     fn of(name: &str, weights: Weights, config: ModelConfig, generation: GenerationConfig) -> Self {
         Resident { name: name.to_owned(), weights, config, generation, nice: 0 }
+    }
+
+    /// Every format that its configuration stores weights in. Errors: the configuration contradicts itself.
+    pub fn kinds(&self) -> anyhow::Result<Vec<Kind>> {
+        let recipe = match &self.weights {
+            Weights::Stored(checkpoint) => &recipe(checkpoint.source())?,
+            Weights::Random { recipe, .. } => recipe,
+        };
+        Ok(recipe.kinds().collect())
     }
 
     fn source(&self) -> &Source {
@@ -228,26 +262,7 @@ impl Resident {
 
     /// The same with `own` in place of the checkpoint's template.
     pub fn text_with(&self, own: Option<&str>) -> anyhow::Result<Text> {
-        let source = self.source();
-        let place = source.place();
-        let Some(tokenizer) = source.file("tokenizer.json")? else {
-            bail!("{place} has no tokenizer.json: copy it from the model's release beside config.json");
-        };
-        let tokenizer_config = source.file("tokenizer_config.json")?;
-        let template = source.file("chat_template.jinja")?;
-        let template = match &template {
-            Some(bytes) => Some(
-                std::str::from_utf8(bytes)
-                    .with_context(|| format!("chat_template.jinja of {place} is not UTF-8"))?,
-            ),
-            None => None,
-        };
-        let files = TextFiles {
-            tokenizer_json: &tokenizer,
-            tokenizer_config: tokenizer_config.as_deref(),
-            chat_template: own.or(template),
-        };
-        Text::load(files).with_context(|| format!("tokenizer and chat template of {place}"))
+        text_of(self.source(), own)
     }
 
     /// Errors if a prompt and what follows it do not fit the model's context together.
@@ -365,7 +380,11 @@ impl<B: Backend<Routes = Routes>> Watched for Model<Profile<B>> {
 /// The files of `model` beside its weights, which need not be there; the preset, where a preset's configuration is all
 /// there is of them.
 pub fn configured(model: &str) -> anyhow::Result<(Source, Option<&'static Preset>)> {
-    match (presets::resolve(model, &hub_cache()), presets::find(model)) {
+    configured_from(&Hub::default(), model)
+}
+
+fn configured_from(hub: &Hub, model: &str) -> anyhow::Result<(Source, Option<&'static Preset>)> {
+    match (hub.resolve(model), presets::find(model)) {
         (Ok(location), _) => match location.source() {
             Some(source) => Ok((source, None)),
             None => bail!("{model} is GGUF: expected a folder with a config.json to make random weights for"),
@@ -375,6 +394,35 @@ pub fn configured(model: &str) -> anyhow::Result<(Source, Option<&'static Preset
         }
         (Err(error), _) => Err(error.into()),
     }
+}
+
+/// How the weights of a checkpoint folder are stored.
+fn recipe(source: &Source) -> anyhow::Result<Recipe> {
+    let json = source.file("config.json")?.unwrap_or_default();
+    Ok(Recipe::of_checkpoint(&json, source.file("hf_quant_config.json")?.as_deref())?)
+}
+
+/// Tokenizer and chat template of a folder, with `own` in place of its template.
+pub fn text_of(source: &Source, own: Option<&str>) -> anyhow::Result<Text> {
+    let place = source.place();
+    let Some(tokenizer) = source.file("tokenizer.json")? else {
+        bail!("{place} has no tokenizer.json: copy it from the model's release beside config.json");
+    };
+    let tokenizer_config = source.file("tokenizer_config.json")?;
+    let template = source.file("chat_template.jinja")?;
+    let template = match &template {
+        Some(bytes) => Some(
+            std::str::from_utf8(bytes)
+                .with_context(|| format!("chat_template.jinja of {place} is not UTF-8"))?,
+        ),
+        None => None,
+    };
+    let files = TextFiles {
+        tokenizer_json: &tokenizer,
+        tokenizer_config: tokenizer_config.as_deref(),
+        chat_template: own.or(template),
+    };
+    Text::load(files).with_context(|| format!("tokenizer and chat template of {place}"))
 }
 
 fn configuration(source: &Source) -> anyhow::Result<(ModelConfig, GenerationConfig)> {

@@ -1,45 +1,51 @@
 //! `serve`: models behind an HTTP server, from flags to a clean end.
 
 mod args;
+mod door;
 mod end;
+mod environment;
+mod ignored;
 mod known;
 mod memory;
 mod opener;
 mod presets;
+mod reading;
 mod sizes;
 mod spelling;
+mod yaml;
 
 pub use args::Args;
+pub use door::listen;
 pub use known::Models;
 pub use opener::NICE_BEHIND;
 pub use spelling::spell;
 
 use crate::api::{
-    self, App, CorsOptions, Drain, Keeping, Options, RequestOptions, log_throughput, watch_stalls,
+    self, App, CorsOptions, Door, Drain, Keeping, Options, RequestOptions, log_throughput, watch_stalls,
 };
 use crate::engine::TraceWriter;
 use anyhow::Context as _;
+use args::KvName;
 use end::{ended, until_end};
 use opener::Opener;
+use serde_json::Value;
 use std::io::{self, IsTerminal};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 /// Serves until the process is asked to end.
 /// Errors: no such model, a port in use, a flag that does not fit, too little memory, an engine that died.
 pub fn run(args: Args) -> anyhow::Result<()> {
     start_log(&args);
-    for flag in &args.ignored {
-        tracing::warn!("{flag} has no effect here and is ignored");
-    }
+    tell(&args);
     let models = Models::find(&args)?;
-    if args.dry_run {
-        return Opener::new(args, models, None).dry_run();
-    }
     let options = options(&args, &models)?;
+    if args.dry_run {
+        Opener::new(args, models, None).dry_run()?;
+        tracing::info!("Nothing was started, because of --dry-run");
+        return Ok(());
+    }
     // The listener and the streams need little; the cores are for the engines.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -62,17 +68,15 @@ async fn serve(
     options: Options,
     trace: Option<TraceWriter>,
 ) -> anyhow::Result<()> {
-    let listener = listen(&args).await?;
-    let address = listener.local_addr()?;
-    announce(address);
+    let (door, _file) = door::open(&args).await?;
     let stop = watch::Sender::new(false);
     tokio::spawn(stop_on_signals(stop.clone()));
-    serve_on(listener, args, models, App::new(options), trace, stop).await
+    serve_on(door, args, models, App::new(options), trace, stop).await
 }
 
 /// Loads the models behind a server that answers at once, and serves until `stop` is raised.
 pub async fn serve_on(
-    listener: TcpListener,
+    door: impl Into<Door>,
     args: Args,
     models: Models,
     app: Arc<App>,
@@ -90,7 +94,7 @@ pub async fn serve_on(
     let drain = Drain { signal: raised(stopped.clone()), timeout: args.shutdown_timeout };
     let opener = Arc::new(Opener::new(args, models, trace));
     app.keeper.employ(opener.clone());
-    let server = tokio::spawn(api::serve(listener, app.clone(), drain));
+    let server = tokio::spawn(api::serve(door.into(), app.clone(), drain));
 
     let outcome = tokio::select! {
         loaded = opener.start_all(&app) => loaded,
@@ -129,7 +133,10 @@ pub fn options(args: &Args, models: &Models) -> anyhow::Result<Options> {
         force_usage: args.enable_force_include_usage,
         timeout: args.request_timeout.filter(|timeout| !timeout.is_zero()),
     };
-    options.api_keys = args.api_key.iter().filter(|key| !key.is_empty()).cloned().collect();
+    if args.reasoning_budget == Some(0) {
+        options.request.template_kwargs.entry("enable_thinking").or_insert(Value::Bool(false));
+    }
+    options.api_keys = door::keys(args)?;
     options.cors = CorsOptions {
         origins: args.allowed_origins.clone().map(|list| list.0),
         methods: args.allowed_methods.clone().map(|list| list.0),
@@ -146,25 +153,29 @@ pub fn options(args: &Args, models: &Models) -> anyhow::Result<Options> {
     Ok(options)
 }
 
-/// Errors: the port is taken, or the address is not ours; both name it.
-pub async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
-    let has_key = args.api_key.iter().any(|key| !key.is_empty());
-    let default = if has_key { "0.0.0.0" } else { "127.0.0.1" };
-    // A variable that is set to nothing is one that is not set.
-    let host = args.host.as_deref().filter(|host| !host.is_empty()).unwrap_or(default);
-    let port = args.port;
-    TcpListener::bind((host, port)).await.map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            anyhow::anyhow!("port {port} on {host} is in use: stop who has it, or give another --port")
+/// One line for each flag and variable that was given and changes nothing.
+fn tell(args: &Args) {
+    for flag in &args.ignored {
+        tracing::warn!("{}", ignored::told(flag));
+    }
+    for line in environment::told(
+        std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
+    ) {
+        tracing::warn!("{line}");
+    }
+    for (flag, given) in
+        [("--tool-call-parser", &args.tool_call_parser), ("--reasoning-parser", &args.reasoning_parser)]
+    {
+        if let Some(name) = given {
+            tracing::info!("{flag} {name} is the parser that is built in");
         }
-        _ => anyhow::anyhow!("--host: cannot listen on port {port} of {host}: {error}"),
-    })
-}
-
-fn announce(address: SocketAddr) {
-    tracing::info!("Listening on http://{address}");
-    if address.ip().is_loopback() {
-        tracing::info!("Only this machine can connect; --host 0.0.0.0 opens it to others");
+    }
+    if args.kv_cache_dtype == KvName::Fp8E5m2 {
+        tracing::warn!("--kv-cache-dtype fp8_e5m2: keys and values are kept as fp8_e4m3");
+    }
+    if let Some(share) = args.gpu_memory_utilization {
+        tracing::info!("--gpu-memory-utilization {share} is a share of the memory that is free now");
     }
 }
 
@@ -294,6 +305,10 @@ mod tests {
             "serve --kv-cache-dtype int4",
             "serve --spec-depth 9",
             "serve --kv-cache-tokens 9 --num-gpu-blocks-override 9",
+            "serve --gpu-memory-utilization 1.5",
+            "serve --load-format pt",
+            "serve --quantization gptq",
+            "serve --ssl-keyfile k",
             "serve --speculative-config {\"method\":\"magic\"}",
             "serve --no-such-flag",
         ] {

@@ -177,6 +177,9 @@ pub enum Error {
         cache = cache.display()
     )]
     NotDownloaded { name: String, hub: String, cache: PathBuf },
+
+    #[error("{hub} at {revision:?} is not in {cache}: expected a branch, a tag or a commit that was downloaded", cache = cache.display())]
+    NoRevision { hub: String, revision: String, cache: PathBuf },
 }
 
 /// Every name that a model argument knows.
@@ -190,6 +193,11 @@ fn known_names() -> String {
 /// `hub_cache` is the folder with `models--org--name` inside. A known name wins over a folder of the same name;
 /// write `./tiny` for the folder.
 pub fn resolve(name: &str, hub_cache: &Path) -> Result<Location, Error> {
+    resolve_at(name, hub_cache, None)
+}
+
+/// The same; what comes from the hub, at this branch, tag or commit.
+pub fn resolve_at(name: &str, hub_cache: &Path, wanted: Option<&str>) -> Result<Location, Error> {
     let embedded = EMBEDDED.iter().chain(BLUEPRINTS);
     if let Some(&(name, files)) = embedded.into_iter().find(|(embedded, _)| *embedded == name) {
         return Ok(Location::Embedded { name, files });
@@ -210,9 +218,16 @@ pub fn resolve(name: &str, hub_cache: &Path) -> Result<Location, Error> {
         None if is_hub_id(name) => (name.to_string(), "main".to_string()),
         None => return Err(Error::Unknown { name: name.into() }),
     };
-    match snapshot(hub_cache, &hub, &revision) {
-        Some(path) => Ok(Location::Folder { path, preset }),
-        None => Err(Error::NotDownloaded { name: name.into(), hub, cache: hub_cache.into() }),
+    let found = match wanted {
+        Some(wanted) => exactly(hub_cache, &hub, wanted),
+        None => snapshot(hub_cache, &hub, &revision),
+    };
+    match (found, wanted) {
+        (Some(path), _) => Ok(Location::Folder { path, preset }),
+        (None, Some(wanted)) => {
+            Err(Error::NoRevision { hub, revision: wanted.into(), cache: hub_cache.into() })
+        }
+        (None, None) => Err(Error::NotDownloaded { name: name.into(), hub, cache: hub_cache.into() }),
     }
 }
 
@@ -243,6 +258,17 @@ pub fn snapshot(hub_cache: &Path, hub: &str, revision: &str) -> Option<PathBuf> 
     }
     let folders = std::fs::read_dir(snapshots).ok()?.flatten().map(|e| e.path()).filter(complete);
     folders.max_by_key(|path| path.metadata().and_then(|m| m.modified()).ok())
+}
+
+/// The folder of a branch, a tag or a commit of a hub repository, and of no other.
+fn exactly(hub_cache: &Path, hub: &str, revision: &str) -> Option<PathBuf> {
+    // A name is a name, not a way to another folder.
+    let plain = !revision.split('/').any(|part| part.is_empty() || part.starts_with('.'));
+    let repository = plain.then(|| hub_cache.join(format!("models--{}", hub.replace('/', "--"))))?;
+    let named = std::fs::read_to_string(repository.join("refs").join(revision)).ok();
+    let commit = named.as_deref().map_or(revision, str::trim);
+    let path = repository.join("snapshots").join(commit);
+    path.join("config.json").is_file().then_some(path)
 }
 
 /// Every model of the family's hub repositories that the cache holds: (hub id, folder).
@@ -297,6 +323,14 @@ mod tests {
             assert_eq!(location.preset().map(|p| p.name), Some("super-nvfp4"), "{name}");
             assert!(location.source().is_some_and(|source| source.place().ends_with("abc")));
         }
+    }
+
+    #[test]
+    fn a_revision_is_that_one_or_none() {
+        let cache = cache_with("someone/a-model", Some("{}"));
+        let at = |revision| resolve_at("someone/a-model", cache.path(), Some(revision)).is_ok();
+        assert!(at("main") && at("abc"));
+        assert!(!at("v2") && !at("") && !at("../snapshots/abc"));
     }
 
     #[test]

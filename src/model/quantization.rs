@@ -86,6 +86,12 @@ impl Recipe {
         }
     }
 
+    /// Every format that some weight may be stored in.
+    pub fn kinds(&self) -> impl Iterator<Item = Kind> {
+        let rules = self.rules.iter().map(|rule| rule.scheme);
+        self.exact.values().copied().chain(rules).chain([self.unlisted]).map(|scheme| scheme.kind)
+    }
+
     /// How `module` is stored. Any checkpoint's prefix is accepted. Embeddings, convolutions, the router and norms
     /// are no linears to a recipe: they are not asked for.
     pub fn scheme(&self, module: &str) -> Scheme {

@@ -1,7 +1,9 @@
 //! The wire, called in memory: one file per route or rule, and the server that all of them call (`world`).
 
+mod abuse;
 mod chat;
 mod completions;
+mod doors;
 mod models;
 mod probes;
 mod refused;

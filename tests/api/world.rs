@@ -10,8 +10,13 @@ use ferrotron::model::{Limits, Network, StepError};
 use ferrotron::text::{Text, TextFiles};
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 /// Wide enough for the tokenizer of `models/tiny`.
@@ -235,3 +240,60 @@ pub fn weather() -> Value {
 pub const CHAT: &str = "/v1/chat/completions";
 pub const CALL: &str = "Look it up.\n</think>\n<tool_call>\n<function=weather>\n<parameter=city>\nBonn\n</parameter>\n\
                     <parameter=days>\n2\n</parameter>\n</function>\n</tool_call>\n";
+
+/// A server behind a real socket, for what only a socket can do.
+pub struct Listening {
+    pub address: SocketAddr,
+    task: JoinHandle<io::Result<()>>,
+}
+
+impl Listening {
+    pub async fn answering(script: &str, limits: api::Limits) -> Self {
+        Self::around(Server::answering(script).await, limits, |door| door).await
+    }
+
+    pub async fn around(
+        server: Server,
+        limits: api::Limits,
+        door: impl FnOnce(api::Door) -> api::Door,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let door = door(api::Door::from(listener).with_limits(limits));
+        let drain = api::Drain { signal: std::future::pending(), timeout: Duration::ZERO };
+        let task = tokio::spawn(api::serve(door, server.app, drain));
+        Self { address, task }
+    }
+
+    pub async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.expect("it listens")
+    }
+
+    /// Writes `bytes` and reads to the end.
+    pub async fn send(&self, bytes: impl AsRef<[u8]>) -> String {
+        let mut stream = self.connect().await;
+        let (mut reader, mut writer) = stream.split();
+        // What is refused early is not read to its end.
+        let write = async { drop(writer.write_all(bytes.as_ref()).await) };
+        let mut text = Vec::new();
+        let read = async { drop(reader.read_to_end(&mut text).await) };
+        tokio::time::timeout(PATIENCE, async { tokio::join!(write, read) }).await.expect("no answer ends");
+        String::from_utf8(text).expect("answers are UTF-8")
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Nobody waits so long when all is well.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The status of an answer as it stood on the wire, and its body.
+pub fn parsed(answer: &str) -> (u16, &str) {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head: {answer:?}"));
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    (status.unwrap_or_else(|| panic!("no status: {head}")), body)
+}

@@ -26,7 +26,7 @@ pub fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
 /// `ferrotron serve` on a free port. Ended when dropped, whichever way the test ends.
 pub struct Server {
     child: Child,
-    /// Of the line that says where it listens; `127.0.0.1:PORT` if it listens everywhere.
+    /// Of the line that says where it listens; `127.0.0.1:PORT` if it listens everywhere, `unix:FILE` at a socket.
     pub address: String,
     log: Arc<Mutex<String>>,
     /// Fills `log`.
@@ -64,8 +64,8 @@ impl Server {
         server.address = eventually("the server listens", || {
             let log = server.log();
             assert!(server.child.try_wait().expect("our child").is_none(), "it ended:\n{log}");
-            let from = log.find("http://")? + "http://".len();
-            let address = log[from..].split_once('\n')?.0.trim();
+            let place = log.split_once("Listening on ")?.1.split_once('\n')?.0.trim();
+            let address = place.split_once("://").map_or(place, |(_, address)| address);
             Some(address.replace("0.0.0.0", "127.0.0.1"))
         });
         server

@@ -33,6 +33,7 @@ impl Local {
         // Keys of the environment are for servers that others can reach.
         let mut args: serve::Args = flags(line).context("flags of the server")?;
         args.api_key.clear();
+        args.door.api_key_file = None;
         let listener = serve::listen(&args).await?;
         let base = format!("http://{}", listener.local_addr()?);
         let models = serve::Models::find(&args)?;

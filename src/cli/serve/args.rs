@@ -1,5 +1,7 @@
 //! The flags of `serve`, by vLLM's names where they mean the same.
 
+use super::door::DoorArgs;
+use super::reading::Reading;
 use crate::api;
 use crate::backend::{KvType, SsmType};
 use crate::cli::resident::{Compute, count};
@@ -19,7 +21,6 @@ Examples:
 const TOOL_PARSERS: [&str; 3] = ["qwen3_coder", "qwen3_xml", "nemotron_v3"];
 /// Names of reasoning parsers that mean the built-in one.
 const REASONING_PARSERS: [&str; 5] = ["nemotron_v3", "super_v3", "nano_v3", "deepseek_r1", "qwen3"];
-const QUANTIZATIONS: [&str; 6] = ["auto", "modelopt", "modelopt_fp4", "nvfp4", "fp8", "compressed-tensors"];
 
 /// Drafts per step that are counted, one by one.
 const DEPTH_MAX: u32 = ACCEPTED_POSITIONS as u32;
@@ -59,7 +60,15 @@ pub struct Args {
     #[arg(long)]
     pub dry_run: bool,
     #[command(flatten)]
+    pub reading: Reading,
+    #[command(flatten)]
     pub compute: Compute,
+    /// Flags from a YAML file; what is typed wins over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Warn of unknown flags instead of refusing them
+    #[arg(long)]
+    pub ignore_unknown_flags: bool,
     /// Address or name to listen on [default: 127.0.0.1; with an API key 0.0.0.0]
     #[arg(long, env = "FERROTRON_HOST")]
     pub host: Option<String>,
@@ -94,6 +103,15 @@ pub struct Args {
     /// The same in blocks of 16 tokens
     #[arg(long, value_name = "N", value_parser = size, conflicts_with = "kv_cache_tokens")]
     pub num_gpu_blocks_override: Option<usize>,
+    /// The same in bytes, for each model
+    #[arg(long, value_name = "N", value_parser = size, conflicts_with_all = ["kv_cache_tokens", "num_gpu_blocks_override"])]
+    pub kv_cache_memory_bytes: Option<usize>,
+    /// Share of the memory that is free now which may be taken [default: all; what nobody planned needs some of it]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub gpu_memory_utilization: Option<f64>,
+    /// `none` is --no-enable-prefix-caching; every other name keeps states where turns end
+    #[arg(long, value_name = "MODE", value_parser = ["auto", "none", "align", "all"])]
+    pub mamba_cache_mode: Option<String>,
     /// How keys and values are kept; `auto` is as wide as --dtype
     #[arg(long, value_enum, default_value_t = KvName::Auto)]
     pub kv_cache_dtype: KvName,
@@ -120,8 +138,8 @@ pub struct Args {
     #[arg(long)]
     pub seed: Option<u64>,
 
-    /// `auto` takes the sampling defaults from generation_config.json, `vllm` neutral ones
-    #[arg(long, default_value = "auto", value_parser = ["auto", "vllm"])]
+    /// `auto` takes the sampling defaults from the model's generation_config.json, `vllm` neutral ones, a folder its own
+    #[arg(long, default_value = "auto", value_name = "auto|vllm|FOLDER")]
     pub generation_config: String,
     /// Sampling defaults over those, such as '{"temperature": 0.6}'
     #[arg(long, value_name = "JSON", value_parser = object)]
@@ -129,6 +147,9 @@ pub struct Args {
     /// Template variables below each request's own, such as '{"enable_thinking": false}'
     #[arg(long, value_name = "JSON", value_parser = object)]
     pub default_chat_template_kwargs: Option<Map<String, Value>>,
+    /// 0: no thoughts unless a request asks for them; -1: as the template has it
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(i64).range(-1..=0))]
+    pub reasoning_budget: Option<i64>,
     /// Let requests bring their own `chat_template`
     #[arg(long)]
     pub trust_request_chat_template: bool,
@@ -151,6 +172,8 @@ pub struct Args {
     /// Keys that requests must show one of
     #[arg(long, value_name = "KEY", num_args = 1.., env = "VLLM_API_KEY", hide_env_values = true)]
     pub api_key: Vec<String>,
+    #[command(flatten)]
+    pub door: DoorArgs,
     /// Web origins that may call, a JSON list [default: this machine and apps; with an API key all]
     #[arg(long, value_name = "JSON", value_parser = strings)]
     pub allowed_origins: Option<Strings>,
@@ -198,9 +221,6 @@ pub struct Args {
     /// Accepted for scripts: every name means the built-in parser
     #[arg(long, value_name = "NAME", value_parser = REASONING_PARSERS)]
     pub reasoning_parser: Option<String>,
-    /// Accepted for scripts: the checkpoint itself says how it is stored
-    #[arg(long, short = 'q', value_name = "NAME", value_parser = QUANTIZATIONS)]
-    pub quantization: Option<String>,
     /// Only 1: one process, one device
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1))]
     pub tensor_parallel_size: u16,
@@ -254,7 +274,7 @@ impl Args {
 
     /// States for the prefix cache: none, so many, or as many as seem good.
     pub fn checkpoints(&self) -> Option<usize> {
-        if self.no_enable_prefix_caching {
+        if self.no_enable_prefix_caching || self.mamba_cache_mode.as_deref() == Some("none") {
             Some(0)
         } else {
             self.prefix_cache_checkpoints.map(|n| n as usize)
@@ -297,6 +317,9 @@ pub enum KvName {
     Bf16,
     #[value(alias = "fp8_e4m3")]
     Fp8,
+    /// Kept as fp8_e4m3, which has the finer steps
+    #[value(name = "fp8_e5m2")]
+    Fp8E5m2,
 }
 
 impl KvName {
@@ -305,7 +328,7 @@ impl KvName {
             Self::Auto => KvType::Auto,
             Self::F32 => KvType::F32,
             Self::Bf16 => KvType::Bf16,
-            Self::Fp8 => KvType::Fp8,
+            Self::Fp8 | Self::Fp8E5m2 => KvType::Fp8,
         }
     }
 }
@@ -365,6 +388,8 @@ fn size(text: &str) -> Result<usize, String> {
         Some((end, 'K')) => (&text[..end], 1024),
         Some((end, 'm')) => (&text[..end], 1_000_000),
         Some((end, 'M')) => (&text[..end], 1 << 20),
+        Some((end, 'g')) => (&text[..end], 1_000_000_000),
+        Some((end, 'G')) => (&text[..end], 1 << 30),
         _ => (text, 1),
     };
     let count = digits.parse::<usize>().ok().and_then(|count| count.checked_mul(factor));
@@ -388,6 +413,11 @@ fn batched(text: &str) -> Result<usize, String> {
     const MOST: usize = 1 << 20;
     let tokens = size(text)?;
     if tokens <= MOST { Ok(tokens) } else { Err(format!("expected at most {MOST} tokens, got `{text}`")) }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share: &f64| *share > 0.0 && *share <= 1.0);
+    share.ok_or_else(|| format!("expected a share above 0 and at most 1, got `{text}`"))
 }
 
 pub fn seconds(text: &str) -> Result<std::time::Duration, String> {
@@ -474,5 +504,7 @@ mod tests {
         assert_eq!(args(&["--enable-prefix-caching"]).checkpoints(), None);
         assert_eq!(args(&["--no-enable-prefix-caching"]).checkpoints(), Some(0));
         assert_eq!(args(&["--prefix-cache-checkpoints", "7"]).checkpoints(), Some(7));
+        assert_eq!(args(&["--mamba-cache-mode", "none"]).checkpoints(), Some(0));
+        assert_eq!(args(&["--mamba-cache-mode", "align"]).checkpoints(), None);
     }
 }

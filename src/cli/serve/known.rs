@@ -33,7 +33,7 @@ pub struct Known {
 }
 
 /// Options that a model may have of its own, by every spelling that serve knows.
-const OWN: [&str; 20] = [
+const OWN: [&str; 22] = [
     "max-model-len",
     "ctx-size",
     "max-num-seqs",
@@ -45,8 +45,10 @@ const OWN: [&str; 20] = [
     "prefix-cache-checkpoints",
     "kv-cache-tokens",
     "num-gpu-blocks-override",
+    "kv-cache-memory-bytes",
     "kv-cache-dtype",
     "mamba-ssm-cache-dtype",
+    "mamba-cache-mode",
     "speculative-config",
     "spec-depth",
     "num-speculative-tokens",
@@ -271,9 +273,10 @@ fn overlay(args: &mut Args, own: &Args) {
             })*
         };
     }
-    // Two ways to say one thing: the one that was typed leaves no room for the other.
-    if args.kv_cache_tokens.is_none() && args.num_gpu_blocks_override.is_none() {
-        take!(kv_cache_tokens, num_gpu_blocks_override);
+    // Ways to say one thing: the one that was typed leaves no room for the others.
+    let is_sized = args.kv_cache_tokens.is_some() || args.num_gpu_blocks_override.is_some();
+    if !is_sized && args.kv_cache_memory_bytes.is_none() {
+        take!(kv_cache_tokens, num_gpu_blocks_override, kv_cache_memory_bytes);
     }
     if !args.enable_prefix_caching && !args.no_enable_prefix_caching {
         take!(enable_prefix_caching, no_enable_prefix_caching);
@@ -286,6 +289,7 @@ fn overlay(args: &mut Args, own: &Args) {
         prefix_cache_checkpoints,
         kv_cache_dtype,
         mamba_ssm_cache_dtype,
+        mamba_cache_mode,
         speculative_config,
         spec_depth,
         generation_config,

@@ -7,11 +7,13 @@ use super::sizes::{self, Sizes, Wish};
 use crate::api::{self, App, Estimate, LoadError, Loader, ModelInfo, SamplingDefaults, Simulation, Target};
 use crate::cli::resident::{BLOCK_LEN, Resident};
 use crate::engine::{self, Busy, EngineConfig, Handle, Status, TraceWriter};
+use crate::model::config::GenerationConfig;
 use crate::text::Text;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum as _;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -42,7 +44,7 @@ struct Place {
 /// Memory is divided once: what the plans of loaded models say is theirs, touched yet or not.
 #[derive(Default)]
 struct Ledger {
-    /// Free when the first was planned; `None` where the system does not tell.
+    /// Of what was free when the first was planned, the share that may be taken; `None` where the system does not tell.
     start: Option<u64>,
     /// By place.
     taken: HashMap<usize, u64>,
@@ -83,7 +85,9 @@ impl Opener {
             busy: Busy::default(),
         });
         let places = own.chain(models.known.into_iter().map(Place::of)).collect();
-        let ledger = Mutex::new(Ledger { start: memory::free(), taken: HashMap::new() });
+        let share = args.gpu_memory_utilization.unwrap_or(1.0);
+        let start = memory::free().map(|free| (free as f64 * share) as u64);
+        let ledger = Mutex::new(Ledger { start, taken: HashMap::new() });
         Self { args, places: RwLock::new(places), front, ledger, trace }
     }
 
@@ -94,9 +98,9 @@ impl Opener {
         for (index, place) in shown.iter().enumerate() {
             if self.front == 0 {
                 let described = vec![describe(&place.args, &place.served, 0)?];
-                plan(&place.args, &described, memory::free())?;
+                plan(&place.args, &described, self.ledger().free())?;
             } else if index == 0 {
-                plan(&self.args, &self.describe_front()?, memory::free())?;
+                plan(&self.args, &self.describe_front()?, self.ledger().free())?;
             }
         }
         Ok(())
@@ -362,13 +366,13 @@ fn describe(args: &Args, served: &Served, nice: i32) -> anyhow::Result<Described
     let (mut resident, model) = introduced(args, served)?;
     resident.nice = nice;
     let template = args.chat_template.as_deref().map(template_text).transpose()?;
-    let text = resident.text_with(template.as_deref())?;
+    let text = args.reading.text(&resident, template.as_deref())?;
     Ok(Described { resident, text, model })
 }
 
 /// What the configuration and the headers say.
 fn introduced(args: &Args, served: &Served) -> anyhow::Result<(Resident, ModelInfo)> {
-    let resident = Resident::open(&served.model)?;
+    let resident = args.reading.open(&served.model)?;
     let most = resident.config.max_position_embeddings;
     let max_model_len = match args.max_model_len {
         None | Some(Context::Auto) => most.min(CONTEXT_DEFAULT),
@@ -405,8 +409,19 @@ fn template_text(argument: &std::path::Path) -> anyhow::Result<String> {
 /// `--override-generation-config` over `generation_config.json` over neutral values.
 fn sampling_defaults(args: &Args, resident: &Resident) -> anyhow::Result<SamplingDefaults> {
     let mut defaults = SamplingDefaults::default();
-    if args.generation_config == "auto" {
-        let file = &resident.generation;
+    let own;
+    let file = match args.generation_config.as_str() {
+        "vllm" => None,
+        "auto" => Some(&resident.generation),
+        folder => {
+            let path = Path::new(folder).join("generation_config.json");
+            let shown = || format!("--generation-config: {}", path.display());
+            own = GenerationConfig::from_json(&std::fs::read(&path).with_context(shown)?)
+                .with_context(shown)?;
+            Some(&own)
+        }
+    };
+    if let Some(file) = file {
         defaults.temperature = file.temperature.unwrap_or(defaults.temperature);
         defaults.top_p = file.top_p.unwrap_or(defaults.top_p);
         defaults.top_k = file.top_k.unwrap_or(defaults.top_k);

@@ -24,6 +24,8 @@ pub struct Wish {
     pub step_tokens: usize,
     /// Blocks of the KV pool; `None`: as many as all contexts need, if there is room.
     pub blocks: Option<usize>,
+    /// The same in bytes.
+    pub kv_bytes: Option<u64>,
     pub checkpoints: Option<usize>,
     pub speculation: Speculation,
     pub kv: KvType,
@@ -40,6 +42,7 @@ impl Wish {
                 (Some(blocks), _) => Some(blocks),
                 (None, tokens) => tokens.map(|tokens| tokens.div_ceil(BLOCK_LEN)),
             },
+            kv_bytes: args.kv_cache_memory_bytes.map(|bytes| bytes as u64),
             checkpoints: args.checkpoints(),
             speculation: args.speculation(),
             kv: args.kv_cache_dtype.kind(),
@@ -109,8 +112,9 @@ fn sizes(model: &Model, wish: &Wish, blocks_most: Option<usize>, checkpoints_mos
     let asked = limits(sequences, model.context, step_tokens);
     // Less than one context would refuse what the model is said to take.
     let least = model.context.div_ceil(BLOCK_LEN);
-    let blocks =
-        wish.blocks.unwrap_or_else(|| asked.blocks.min(blocks_most.unwrap_or(usize::MAX).max(least)));
+    let (state_bytes, block_bytes) = prices(model, wish);
+    let said = wish.blocks.or_else(|| wish.kv_bytes.map(|bytes| per(bytes, block_bytes).max(1)));
+    let blocks = said.unwrap_or_else(|| asked.blocks.min(blocks_most.unwrap_or(usize::MAX).max(least)));
     let checkpoints = wish
         .checkpoints
         .unwrap_or_else(|| CHECKPOINTS_LEAST.max(2 * sequences).min(checkpoints_most.unwrap_or(usize::MAX)));
@@ -127,7 +131,6 @@ fn sizes(model: &Model, wish: &Wish, blocks_most: Option<usize>, checkpoints_mos
         ssm: wish.ssm,
         ..asked
     };
-    let (state_bytes, block_bytes) = prices(model, wish);
     Sizes {
         limits,
         checkpoints,
@@ -194,6 +197,7 @@ mod tests {
             sequences: 8,
             step_tokens: 256,
             blocks: None,
+            kv_bytes: None,
             checkpoints: None,
             speculation: Speculation { depth_max: 4, ..Speculation::default() },
             kv: KvType::Auto,
@@ -239,6 +243,14 @@ mod tests {
         let wish = Wish { blocks: Some(100), checkpoints: Some(3), ..wish() };
         let sizes = &divided(&wish, 1, Some(1))[0];
         assert_eq!((sizes.limits.blocks, sizes.limits.slots, sizes.context), (100, 11, 1600));
+    }
+
+    #[test]
+    fn a_pool_in_bytes_is_one_of_so_many_blocks() {
+        let free = &divided(&wish(), 1, None)[0];
+        let bytes = 100 * free.block_bytes + 1;
+        let sizes = &divided(&Wish { kv_bytes: Some(bytes), ..wish() }, 1, Some(1))[0];
+        assert_eq!((sizes.limits.blocks, sizes.context), (100, 1600));
     }
 
     #[test]
