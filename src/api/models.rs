@@ -29,6 +29,9 @@ fn card(model: &ModelInfo, name: &str) -> Value {
     json!({
         "id": name,
         "object": "model",
+        // Anthropic's clients look for these two.
+        "type": "model",
+        "display_name": name,
         "created": model.created,
         "owned_by": "vllm",
         "root": model.root,

@@ -31,6 +31,11 @@ pub trait Frames: Send + 'static {
     /// What stands after the last event of a stream of server-sent events.
     const END: Option<&'static str> = Some("[DONE]");
 
+    /// What goes out before the first update.
+    fn opening(&mut self, _usage: Usage) -> Vec<Frame> {
+        Vec::new()
+    }
+
     /// The events that one update makes; often one, sometimes none. `is_last`: every choice has ended.
     fn frames(&mut self, update: Update, usage: Usage, is_last: bool) -> Vec<Frame>;
 
@@ -87,8 +92,9 @@ struct Stream<F> {
 }
 
 impl<F: Frames> Stream<F> {
-    fn new(generation: Generation, frames: F) -> impl futures_util::Stream<Item = Frame> {
-        let state = Self { generation, frames, ready: VecDeque::new(), closing: false };
+    fn new(generation: Generation, mut frames: F) -> impl futures_util::Stream<Item = Frame> {
+        let ready = frames.opening(generation.usage()).into();
+        let state = Self { generation, frames, ready, closing: false };
         stream::unfold(state, |mut state| async move {
             let frame = state.next().await?;
             Some((frame, state))

@@ -1,5 +1,6 @@
 //! The wire, called in memory: one file per route or rule, and the server that all of them call (`world`).
 
+mod anthropic;
 mod chat;
 mod completions;
 mod models;
