@@ -1,4 +1,5 @@
-//! The wire: OpenAI's types, routes, streams and errors. Sees text, never tensors.
+//! The wire: OpenAI's types, routes, streams and errors, and other APIs as translations of them. Sees text, never
+//! tensors.
 //!
 //! ```text
 //! JSON ─body→ object ─types→ request ─text→ ids ─generate→ updates ─chat, completions→ answer or stream

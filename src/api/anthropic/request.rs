@@ -80,7 +80,8 @@ fn thinking(fields: &Fields, options: &RequestOptions) -> Result<Option<bool>, A
     match thinking.required_string("type")? {
         "enabled" => Ok(Some(true)),
         "disabled" => Ok(Some(false)),
-        "adaptive" => Ok(None),
+        // When to think is the model's own choice here.
+        "adaptive" | "between_tools" => Ok(None),
         other => {
             let other = cut(other, 40);
             let message = format!("`thinking.type` must be enabled, disabled or adaptive, got {other}.");
@@ -176,6 +177,7 @@ mod tests {
         let kwargs = "chat_template_kwargs";
         check(json!({}), kwargs, json!({}));
         check(json!({"thinking": {"type": "adaptive"}}), kwargs, json!({}));
+        check(json!({"thinking": {"type": "between_tools"}}), kwargs, json!({}));
         check(json!({"thinking": {"type": "disabled"}}), kwargs, json!({"enable_thinking": false}));
         let enabled = json!({"type": "enabled", "budget_tokens": 2000});
         check(json!({"thinking": enabled}), kwargs, json!({"enable_thinking": true}));
