@@ -61,22 +61,28 @@ impl Conversation {
         Ok(Self { resident: lease, common, include_reasoning, generation, reader })
     }
 
-    /// The stream, collected. Errors: what ended it early.
-    pub async fn collect(self) -> Result<Collected, ApiError> {
-        let Self { common, mut generation, mut reader, .. } = self;
-        let mut messages: Vec<Message> = (0..common.n).map(|_| Message::default()).collect();
-        let mut prompt_logprobs = Value::Null;
-        while let Some(update) = generation.next().await {
-            for chunk in reader.chunks(update?) {
-                if let Piece::Role { prompt_logprobs: Some(scores) } = &chunk.piece {
-                    prompt_logprobs = scores.clone();
-                }
-                if let Some(message) = messages.get_mut(chunk.choice) {
-                    message.push(chunk);
-                }
-            }
+    /// Hands every chunk of the stream to `take`. Errors: what ended it early.
+    pub async fn each(&mut self, mut take: impl FnMut(Chunk)) -> Result<Usage, ApiError> {
+        while let Some(update) = self.generation.next().await {
+            self.reader.chunks(update?).into_iter().for_each(&mut take);
         }
-        Ok(Collected { messages, prompt: reader.prompt, prompt_logprobs, usage: generation.usage() })
+        Ok(self.generation.usage())
+    }
+
+    /// The stream, collected. Errors: what ended it early.
+    pub async fn collect(mut self) -> Result<Collected, ApiError> {
+        let mut messages: Vec<Message> = (0..self.common.n).map(|_| Message::default()).collect();
+        let mut prompt_logprobs = Value::Null;
+        let take = |chunk: Chunk| {
+            if let Piece::Role { prompt_logprobs: Some(scores) } = &chunk.piece {
+                prompt_logprobs = scores.clone();
+            }
+            if let Some(message) = messages.get_mut(chunk.choice) {
+                message.push(chunk);
+            }
+        };
+        let usage = self.each(take).await?;
+        Ok(Collected { messages, prompt: self.reader.prompt, prompt_logprobs, usage })
     }
 }
 

@@ -108,6 +108,11 @@ impl ApiError {
         }
     }
 
+    /// What happened, as a client may be told.
+    pub fn message(&self) -> String {
+        cut(&self.to_string(), MESSAGE_CHARS_MAX)
+    }
+
     /// `{"error":{"message","type","param","code"}}`
     pub fn body(&self) -> Value {
         let (status, kind) = self.kind();
@@ -116,8 +121,7 @@ impl ApiError {
             Self::UnknownModel { .. } | Self::DoesNotFit(_) | Self::NotLoaded(_) => Some("model"),
             _ => None,
         };
-        let message = cut(&self.to_string(), MESSAGE_CHARS_MAX);
-        json!({"error": {"message": message, "type": kind, "param": param, "code": status.as_u16()}})
+        json!({"error": {"message": self.message(), "type": kind, "param": param, "code": status.as_u16()}})
     }
 
     /// Seconds after which the same request may succeed, if it may.
@@ -148,6 +152,8 @@ impl IntoResponse for ApiError {
         if self == Self::Unauthorized {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // Routes of another API say it in their own form; see `dialect`.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -47,6 +47,11 @@ impl<'a> Fields<'a> {
         self.get(name).ok_or_else(|| self.bad(name, format!("`{}` is required.", self.path(name))))
     }
 
+    pub fn required_string(&self, name: &str) -> Result<&'a str, ApiError> {
+        let value = self.required(name)?;
+        value.as_str().ok_or_else(|| wrong(&self.path(name), "a string", value))
+    }
+
     pub fn bool(&self, name: &str) -> Result<Option<bool>, ApiError> {
         self.read(name, "true or false", Value::as_bool)
     }

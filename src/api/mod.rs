@@ -1,4 +1,5 @@
-//! The wire: OpenAI's types, routes, streams and errors. Sees text, never tensors.
+//! The wire: OpenAI's types, routes, streams and errors, and other APIs as translations of them. Sees text, never
+//! tensors.
 //!
 //! ```text
 //! JSON ─body→ object ─types→ request ─text→ ids ─generate→ updates ─chat, completions→ answer or stream
@@ -12,12 +13,14 @@
 //! app.set_resident(Resident { index: 0, text, engine, model });   // answers as soon as the engine is ready
 //! ```
 
+mod anthropic;
 mod auth;
 mod body;
 mod chat;
 mod completions;
 mod conversation;
 mod cors;
+mod dialect;
 mod door;
 mod envelope;
 mod error;
@@ -70,7 +73,7 @@ pub use types::{
 
 use axum::Router;
 use axum::extract::Request;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use std::any::Any;
@@ -103,6 +106,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route("/v1/messages", post(anthropic::create))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize));
     router = router
@@ -127,6 +132,7 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(app.clone(), auth::require_key))
         .layer(app.options.cors.layer(!app.options.api_keys.is_empty()))
+        .layer(from_fn(dialect::translate_errors))
         .layer(from_fn_with_state(app.clone(), request_id::observe))
         .with_state(app)
 }

@@ -52,6 +52,9 @@ fn card(seat: &Seat, stage: Stage, name: &str) -> Value {
     json!({
         "id": name,
         "object": "model",
+        // Anthropic's clients look for these two.
+        "type": "model",
+        "display_name": name,
         "created": created,
         "owned_by": "vllm",
         "root": model.as_ref().map_or(&seat.known.path, |model| &model.root),

@@ -31,6 +31,11 @@ pub trait Frames: Send + 'static {
     /// What stands after the last event of a stream of server-sent events.
     const END: Option<&'static str> = Some("[DONE]");
 
+    /// What goes out before the first update.
+    fn opening(&mut self, _usage: Usage) -> Vec<Frame> {
+        Vec::new()
+    }
+
     /// The events that one update makes; often one, sometimes none. `is_last`: every choice has ended.
     fn frames(&mut self, update: Update, usage: Usage, is_last: bool) -> Vec<Frame>;
 
@@ -65,7 +70,8 @@ pub fn respond<F: Frames>(generation: Generation, frames: F, keep_alive: Duratio
 
 /// Streams `generation` through `frames` as lines of JSON. Dropping the response's body cancels the generation.
 pub fn respond_lines(generation: Generation, frames: impl Frames) -> Response {
-    let lines = Stream::open(generation, frames).map(|frame| Ok::<_, Infallible>(format!("{}\n", frame.data)));
+    let lines =
+        Stream::open(generation, frames).map(|frame| Ok::<_, Infallible>(format!("{}\n", frame.data)));
     let mut response = Body::from_stream(lines).into_response();
     unbuffered(&mut response, "application/x-ndjson");
     response
@@ -88,8 +94,9 @@ struct Stream<F> {
 }
 
 impl<F: Frames> Stream<F> {
-    fn open(generation: Generation, frames: F) -> impl futures_util::Stream<Item = Frame> {
-        let state = Self { generation, frames, ready: VecDeque::new(), closing: false };
+    fn open(generation: Generation, mut frames: F) -> impl futures_util::Stream<Item = Frame> {
+        let ready = frames.opening(generation.usage()).into();
+        let state = Self { generation, frames, ready, closing: false };
         stream::unfold(state, |mut state| async move {
             let frame = state.next().await?;
             Some((frame, state))

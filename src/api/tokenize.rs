@@ -3,7 +3,7 @@
 use super::body::JsonBody;
 use super::conversation::render;
 use super::error::ApiError;
-use super::state::App;
+use super::state::{App, Resident};
 use super::types::{DetokenizeRequest, TokenizeInput, TokenizeRequest};
 use axum::Json;
 use axum::extract::State;
@@ -15,16 +15,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: JsonBody) -> Result<Jso
     let resident = app.described(&body.map).await?;
     let resident = &resident;
     let request = TokenizeRequest::read(&body.map, app.rules(resident))?;
-    let ids = match request.input {
-        TokenizeInput::Chat(chat) => render(resident, chat).await?,
-        TokenizeInput::Text { text, add_special_tokens } => {
-            let encoder = resident.text.clone();
-            tokio::task::spawn_blocking(move || encoder.encode(&text, add_special_tokens))
-                .await
-                .map_err(|error| ApiError::Internal(format!("The tokenizer's task failed: {error}")))?
-                .map_err(|error| ApiError::bad("prompt", format!("The prompt cannot be encoded: {error}.")))?
-        }
-    };
+    let ids = ids(resident, request.input).await?;
     let strings = request.token_strings.then(|| {
         ids.iter().map(|id| resident.text.token_string(*id).unwrap_or_default()).collect::<Vec<_>>()
     });
@@ -34,6 +25,20 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: JsonBody) -> Result<Jso
         "tokens": ids,
         "token_strs": strings,
     })))
+}
+
+/// Errors: what cannot be rendered or encoded.
+pub async fn ids(resident: &Resident, input: TokenizeInput) -> Result<Vec<u32>, ApiError> {
+    match input {
+        TokenizeInput::Chat(chat) => render(resident, chat).await,
+        TokenizeInput::Text { text, add_special_tokens } => {
+            let encoder = resident.text.clone();
+            tokio::task::spawn_blocking(move || encoder.encode(&text, add_special_tokens))
+                .await
+                .map_err(|error| ApiError::Internal(format!("The tokenizer's task failed: {error}")))?
+                .map_err(|error| ApiError::bad("prompt", format!("The prompt cannot be encoded: {error}.")))
+        }
+    }
 }
 
 /// Ids to text, control tokens included.

@@ -131,6 +131,8 @@ pub fn options(args: &Args, models: &Models) -> anyhow::Result<Options> {
         tokens_as_ids: args.return_tokens_as_token_ids,
         trust_template: args.trust_request_chat_template,
         force_usage: args.enable_force_include_usage,
+        claude_names: !args.no_anthropic_any_model,
+        anthropic_thinking: args.anthropic_default_thinking == "on",
         timeout: args.request_timeout.filter(|timeout| !timeout.is_zero()),
     };
     if args.reasoning_budget == Some(0) {

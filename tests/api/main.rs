@@ -1,6 +1,7 @@
 //! The wire, called in memory: one file per route or rule, and the server that all of them call (`world`).
 
 mod abuse;
+mod anthropic;
 mod chat;
 mod completions;
 mod doors;

@@ -39,7 +39,8 @@ pub struct RequestOptions {
     pub template_kwargs: Map<String, Value>,
     /// `--exclude-tools-when-tool-choice-none`
     pub hide_tools_when_none: bool,
-    /// `--clamp-max-tokens`: a `max_tokens` beyond the context is cut instead of refused.
+    /// `--clamp-max-tokens`: a `max_tokens` beyond the context is cut instead of refused; a request's own
+    /// `clamp_max_tokens` says so for itself.
     pub clamp_max_tokens: bool,
     /// `--return-tokens-as-token-ids`: the default of the request's field.
     pub tokens_as_ids: bool,
@@ -47,6 +48,11 @@ pub struct RequestOptions {
     pub trust_template: bool,
     /// `--enable-force-include-usage`: every stream ends with usage.
     pub force_usage: bool,
+    /// `--anthropic-any-model`: a name that begins with `claude` and is nobody's stands for the front model.
+    pub claude_names: bool,
+    /// `--anthropic-default-thinking`: what `/v1/messages` does where the request has no `thinking`; true leaves it to
+    /// the template.
+    pub anthropic_thinking: bool,
     /// `--request-timeout`: for requests that give none of their own.
     pub timeout: Option<Duration>,
 }
@@ -61,6 +67,8 @@ impl Default for RequestOptions {
             tokens_as_ids: false,
             trust_template: false,
             force_usage: false,
+            claude_names: true,
+            anthropic_thinking: true,
             timeout: None,
         }
     }

@@ -168,6 +168,15 @@ pub struct Args {
     /// Cut a `max_tokens` beyond the context instead of refusing it
     #[arg(long)]
     pub clamp_max_tokens: bool,
+    /// Answer /v1/messages for every name that begins with `claude` (the default)
+    #[arg(long, overrides_with = "no_anthropic_any_model")]
+    pub anthropic_any_model: bool,
+    /// Answer /v1/messages for served names only
+    #[arg(long)]
+    pub no_anthropic_any_model: bool,
+    /// What /v1/messages does where the request does not say `thinking`: as the chat template (on), or none
+    #[arg(long, default_value = "on", value_parser = ["on", "off"])]
+    pub anthropic_default_thinking: String,
 
     /// Keys that requests must show one of
     #[arg(long, value_name = "KEY", num_args = 1.., env = "VLLM_API_KEY", hide_env_values = true)]
