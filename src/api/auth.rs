@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 /// Answered without a key.
-const OPEN: [&str; 6] = ["/", "/health", "/ping", "/version", "/metrics", "/load"];
+const OPEN: [&str; 7] = ["/", "/health", "/ping", "/version", "/metrics", "/load", "/api/version"];
 
 pub async fn require_key(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let open = app.options.api_keys.is_empty()

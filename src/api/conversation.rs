@@ -6,12 +6,13 @@
 //! ```
 
 use super::body::JsonBody;
+use super::completions::encode;
 use super::envelope::TokenView;
 use super::error::ApiError;
 use super::generate::{Finished, Generation, Input, Token, Update, UpdateEvent, fit};
 use super::state::{App, Resident};
 use super::steer;
-use super::types::{ChatRequest, Common, Forced};
+use super::types::{ChatRequest, Common, CompletionRequest, Forced, RequestOptions, Rules};
 use super::usage::Usage;
 use crate::text::{Chat, Delta, Mode};
 use serde_json::Value;
@@ -31,10 +32,18 @@ impl<'a> Conversation<'a> {
     /// Reads a body in the form of `/v1/chat/completions` and starts its answers. Errors: 400 for what cannot be
     /// read or does not fit, 404 for another model, 503 while there is no engine to take it.
     pub async fn open(app: &'a Arc<App>, body: &JsonBody) -> Result<Self, ApiError> {
+        Self::open_with(app, body, Opening::default()).await
+    }
+
+    /// The same with what the form cannot say.
+    pub async fn open_with(app: &'a Arc<App>, body: &JsonBody, opening: Opening) -> Result<Self, ApiError> {
         let resident = app.ready(&body.map)?;
-        let mut request = ChatRequest::read(&body.map, app.rules(resident))?;
+        let options = opening.options(app);
+        let mut request = ChatRequest::read(&body.map, Rules { model: &resident.model, options: &options })?;
         let chat = std::mem::take(&mut request.chat);
-        let prompt = fit(render(resident, chat).await?, &request.common, resident.model.max_model_len)?;
+        let mut prompt = opening.before(resident)?;
+        prompt.extend(render(resident, chat).await?);
+        let prompt = fit(prompt, &request.common, resident.model.max_model_len)?;
         let starts_in_reasoning = resident.text.starts_in_reasoning(&prompt);
         let steering = steer::chat(app, resident, &request, &prompt, starts_in_reasoning).await?;
         let ChatRequest { common, include_reasoning, .. } = request;
@@ -47,16 +56,31 @@ impl<'a> Conversation<'a> {
         let borders = resident.text.borders(&prompt);
         let input = Input { prompt: prompt.clone(), borders, mode, one_call: request.one_call, steering };
         let generation = Generation::start(app, resident, &common, vec![input], body.arrived)?;
-        let reader = Reader {
-            app: app.clone(),
-            tokens: TokenView::new(resident, &common),
-            return_ids: common.return_ids,
-            include_reasoning,
-            named: matches!(request.forced, Some(Forced::Named(_))),
-            choices: (0..common.n).map(|_| ChoiceState::default()).collect(),
-            prompt,
-        };
+        let named = matches!(request.forced, Some(Forced::Named(_)));
+        let reader = Reader { include_reasoning, named, ..Reader::new(app, resident, &common, prompt) };
         Ok(Self { resident, common, include_reasoning, generation, reader })
+    }
+
+    /// Reads a body in the form of `/v1/completions` and starts to continue the first of its prompts: what comes is
+    /// content, nothing else. Errors: as [`Self::open`].
+    pub async fn open_raw(app: &'a Arc<App>, body: &JsonBody, opening: Opening) -> Result<Self, ApiError> {
+        let resident = app.ready(&body.map)?;
+        let options = opening.options(app);
+        let request =
+            CompletionRequest::read(&body.map, Rules { model: &resident.model, options: &options })?;
+        let common = request.common;
+        let prompts =
+            encode(resident, request.prompts, request.add_special_tokens, common.skip_special).await?;
+        let mut prompt = opening.before(resident)?;
+        prompt.extend(prompts.into_iter().take(1).flat_map(|(ids, _)| ids));
+        let prompt = fit(prompt, &common, resident.model.max_model_len)?;
+        let steering = steer::completion(app, resident, request.constraint.as_ref()).await?;
+        // Nobody knows where raw text has its turns.
+        let borders = Vec::new();
+        let input = Input { prompt: prompt.clone(), borders, mode: Mode::Raw, one_call: false, steering };
+        let generation = Generation::start(app, resident, &common, vec![input], body.arrived)?;
+        let reader = Reader::new(app, resident, &common, prompt);
+        Ok(Self { resident, common, include_reasoning: true, generation, reader })
     }
 
     /// The stream, collected. Errors: what ended it early.
@@ -75,6 +99,37 @@ impl<'a> Conversation<'a> {
             }
         }
         Ok(Collected { messages, prompt: reader.prompt, prompt_logprobs, usage: generation.usage() })
+    }
+}
+
+/// What a dialect says of a conversation beside its body.
+#[derive(Debug, Default)]
+pub struct Opening {
+    /// A `max_tokens` beyond the context is cut, whatever the server's flag says.
+    pub clamp: bool,
+    /// Ids of earlier turns, which stand before all others.
+    pub before: Vec<u32>,
+}
+
+impl Opening {
+    /// Of a dialect whose clients ask for more than there is and mean all of it.
+    pub fn clamped() -> Self {
+        Self { clamp: true, ..Self::default() }
+    }
+
+    fn options(&self, app: &App) -> RequestOptions {
+        let options = app.options.request.clone();
+        RequestOptions { clamp_max_tokens: options.clamp_max_tokens || self.clamp, ..options }
+    }
+
+    fn before(self, resident: &Resident) -> Result<Vec<u32>, ApiError> {
+        let vocab_size = resident.model.vocab_size;
+        match self.before.iter().find(|id| **id as usize >= vocab_size) {
+            None => Ok(self.before),
+            Some(id) => Err(ApiError::malformed(format!(
+                "The token id {id} of an earlier turn is outside the vocabulary of {vocab_size}."
+            ))),
+        }
     }
 }
 
@@ -139,6 +194,18 @@ struct ChoiceState {
 }
 
 impl Reader {
+    fn new(app: &Arc<App>, resident: &Resident, common: &Common, prompt: Vec<u32>) -> Self {
+        Self {
+            app: app.clone(),
+            tokens: TokenView::new(resident, common),
+            return_ids: common.return_ids,
+            include_reasoning: true,
+            named: false,
+            choices: (0..common.n).map(|_| ChoiceState::default()).collect(),
+            prompt,
+        }
+    }
+
     pub fn chunks(&mut self, update: Update) -> Vec<Chunk> {
         let choice = update.choice;
         let pieces = match update.event {

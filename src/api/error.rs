@@ -74,6 +74,11 @@ impl ApiError {
         }
     }
 
+    /// The sentence that the client reads.
+    pub fn message(&self) -> String {
+        cut(&self.to_string(), MESSAGE_CHARS_MAX)
+    }
+
     /// `{"error":{"message","type","param","code"}}`
     pub fn body(&self) -> Value {
         let (status, kind) = self.kind();
@@ -82,8 +87,7 @@ impl ApiError {
             Self::UnknownModel { .. } => Some("model"),
             _ => None,
         };
-        let message = cut(&self.to_string(), MESSAGE_CHARS_MAX);
-        json!({"error": {"message": message, "type": kind, "param": param, "code": status.as_u16()}})
+        json!({"error": {"message": self.message(), "type": kind, "param": param, "code": status.as_u16()}})
     }
 
     /// Whether the same request may succeed a little later.
@@ -106,6 +110,8 @@ impl IntoResponse for ApiError {
         if self == Self::Unauthorized {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // For the dialects whose errors have another body.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -1,4 +1,4 @@
-//! The wire: OpenAI's types, routes, streams and errors. Sees text, never tensors.
+//! The wire: OpenAI's types, routes, streams and errors, and Ollama's. Sees text, never tensors.
 //!
 //! ```text
 //! JSON ─body→ object ─types→ request ─text→ ids ─generate→ updates ─chat, completions→ answer or stream
@@ -28,6 +28,7 @@ mod meter;
 mod metrics;
 mod model;
 mod models;
+mod ollama;
 mod probes;
 mod process;
 mod request_id;
@@ -44,7 +45,7 @@ mod usage;
 pub use body::read_object;
 pub use cors::CorsOptions;
 pub use error::ApiError;
-pub use model::{ModelInfo, SamplingDefaults};
+pub use model::{Facts, ModelInfo, SamplingDefaults};
 pub use server::{Drain, serve};
 pub use stall::watch_stalls;
 pub use state::{App, BODY_LIMIT_DEFAULT, Health, Options, Resident, reported_version};
@@ -57,7 +58,7 @@ pub use types::{
 
 use axum::Router;
 use axum::extract::Request;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use std::any::Any;
@@ -91,7 +92,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize));
+        .route("/detokenize", post(tokenize::detokenize))
+        .merge(ollama::routes());
     for path in NOT_IMPLEMENTED {
         router = router.route(path, any(not_implemented));
     }
@@ -101,6 +103,7 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(app.clone(), auth::require_key))
+        .layer(from_fn(ollama::shape_errors))
         .layer(app.options.cors.layer(!app.options.api_keys.is_empty()))
         .layer(from_fn_with_state(app.clone(), request_id::observe))
         .with_state(app)

@@ -1,7 +1,7 @@
 //! `GET /v1/models` and `/v1/models/{id}`: who answers here, and how much context it has.
 
 use super::error::ApiError;
-use super::model::ModelInfo;
+use super::model::{CAPABILITIES, ModelInfo};
 use super::state::{App, Resident};
 use axum::Json;
 use axum::extract::{Path, State};
@@ -34,7 +34,7 @@ fn card(model: &ModelInfo, name: &str) -> Value {
         "root": model.root,
         "parent": null,
         "max_model_len": model.max_model_len,
-        "capabilities": ["completion", "tools", "thinking"],
+        "capabilities": CAPABILITIES,
         "permission": [{
             "id": format!("modelperm-{name}"),
             "object": "model_permission",

@@ -11,10 +11,14 @@ pub use spelling::spell;
 
 use super::resident::Resident;
 use crate::api::{
-    self, App, CorsOptions, Drain, ModelInfo, Options, RequestOptions, SamplingDefaults, log_throughput,
-    watch_stalls,
+    self, App, CorsOptions, Drain, Facts, ModelInfo, Options, RequestOptions, SamplingDefaults,
+    log_throughput, watch_stalls,
 };
 use crate::engine::{self, Busy, EngineConfig, Status, TraceWriter};
+use crate::model::config::Layer;
+use crate::model::manifest::Manifest;
+use crate::model::quantization::Recipe;
+use crate::weights::Kind;
 use anyhow::{Context as _, bail};
 use args::{Context, Served};
 use end::{ended, until_end};
@@ -231,8 +235,27 @@ fn describe(args: &Args, index: usize, served: &Served) -> anyhow::Result<Descri
         vocab_size: resident.config.vocab_size,
         stop_ids: resident.stop_ids(),
         defaults,
+        facts: facts(&resident),
     };
     Ok(Described { resident, text, model })
+}
+
+fn facts(resident: &Resident) -> Facts {
+    let config = &resident.config;
+    let has_experts = config.layers.iter().any(|layer| matches!(layer, Layer::Moe(_)));
+    // Scales are no parameters, so the count is the same whatever the weights are stored as.
+    let parameters = Manifest::new(config, &Recipe::uniform(Kind::BF16)).totals().parameters;
+    Facts {
+        architecture: if has_experts { "nemotron_h_moe" } else { "nemotron_h" },
+        format: resident.file_format(),
+        quantization: resident.quantization(),
+        parameters,
+        bytes: resident.bytes(),
+        // Every backend that serves computes in the host's memory.
+        device_bytes: 0,
+        layers: config.layers.len(),
+        hidden_size: config.hidden_size,
+    }
 }
 
 /// The file's text, or the argument itself if it can only be a template.

@@ -3,7 +3,7 @@
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode, header};
 use axum::response::Response;
-use ferrotron::api::{self, App, ModelInfo, Options, SamplingDefaults};
+use ferrotron::api::{self, App, Facts, ModelInfo, Options, SamplingDefaults};
 use ferrotron::backend::StepInputs;
 use ferrotron::engine::{self, EngineConfig};
 use ferrotron::model::{Limits, Network, StepError};
@@ -105,6 +105,7 @@ pub async fn around(
         vocab_size: VOCAB,
         stop_ids: text.id_of("<|im_end|>").into_iter().collect(),
         defaults: SamplingDefaults::default(),
+        facts: Facts::default(),
     };
     api::Resident { index, text: Arc::new(text), engine, model: Arc::new(model) }
 }

@@ -65,7 +65,7 @@ async fn death(app: &App) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{self, Drain, ModelInfo, Options, Resident, SamplingDefaults};
+    use crate::api::{self, Drain, Facts, ModelInfo, Options, Resident, SamplingDefaults};
     use crate::backend::StepInputs;
     use crate::engine::{self, EngineConfig};
     use crate::model::{Limits, Network, StepError};
@@ -133,6 +133,7 @@ mod tests {
             vocab_size: VOCAB,
             stop_ids: vec![],
             defaults: SamplingDefaults::default(),
+            facts: Facts::default(),
         };
         let text = Arc::new(text.expect("the tiny model's own file"));
         (Resident { index, text, engine, model: Arc::new(model) }, fail)

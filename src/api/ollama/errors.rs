@@ -1,0 +1,30 @@
+//! Every error on a path of Ollama's in Ollama's shape, whoever made it: a handler, the router or the guard of keys.
+
+use crate::api::error::ApiError;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::header;
+use axum::middleware::Next;
+use axum::response::Response;
+use serde_json::{Value, json};
+
+/// Gives an [`ApiError`] its other body; status and headers stay.
+pub async fn shape(request: Request, next: Next) -> Response {
+    let is_ours = request.uri().path().starts_with("/api/");
+    let response = next.run(request).await;
+    let Some(error) = response.extensions().get::<ApiError>().filter(|_| is_ours).cloned() else {
+        return response;
+    };
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, Body::from(body(&error).to_string()))
+}
+
+/// `{"error":"…"}`
+pub fn body(error: &ApiError) -> Value {
+    json!({"error": match error {
+        // The words that clients look for before they pull a model.
+        ApiError::UnknownModel { name, .. } => ApiError::malformed(format!("model '{name}' not found")).message(),
+        other => other.message(),
+    }})
+}
