@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::generate::{Finished, Generation, Input, Token, Update, UpdateEvent, fit};
 use super::state::{App, Resident};
 use super::steer;
-use super::types::{ChatRequest, Common, CompletionRequest, Forced, RequestOptions, Rules};
+use super::types::{ChatRequest, Common, CompletionRequest, Forced};
 use super::usage::Usage;
 use crate::text::{Chat, Delta, Mode};
 use serde_json::Value;
@@ -32,16 +32,15 @@ impl<'a> Conversation<'a> {
     /// Reads a body in the form of `/v1/chat/completions` and starts its answers. Errors: 400 for what cannot be
     /// read or does not fit, 404 for another model, 503 while there is no engine to take it.
     pub async fn open(app: &'a Arc<App>, body: &JsonBody) -> Result<Self, ApiError> {
-        Self::open_with(app, body, Opening::default()).await
+        Self::open_after(app, body, Vec::new()).await
     }
 
-    /// The same with what the form cannot say.
-    pub async fn open_with(app: &'a Arc<App>, body: &JsonBody, opening: Opening) -> Result<Self, ApiError> {
+    /// The same behind `before`: ids of turns that the client no longer has as messages.
+    pub async fn open_after(app: &'a Arc<App>, body: &JsonBody, before: Vec<u32>) -> Result<Self, ApiError> {
         let resident = app.ready(&body.map)?;
-        let options = opening.options(app);
-        let mut request = ChatRequest::read(&body.map, Rules { model: &resident.model, options: &options })?;
+        let mut request = ChatRequest::read(&body.map, app.rules(resident))?;
         let chat = std::mem::take(&mut request.chat);
-        let mut prompt = opening.before(resident)?;
+        let mut prompt = earlier(before, resident.model.vocab_size)?;
         prompt.extend(render(resident, chat).await?);
         let prompt = fit(prompt, &request.common, resident.model.max_model_len)?;
         let starts_in_reasoning = resident.text.starts_in_reasoning(&prompt);
@@ -63,16 +62,13 @@ impl<'a> Conversation<'a> {
 
     /// Reads a body in the form of `/v1/completions` and starts to continue the first of its prompts: what comes is
     /// content, nothing else. Errors: as [`Self::open`].
-    pub async fn open_raw(app: &'a Arc<App>, body: &JsonBody, opening: Opening) -> Result<Self, ApiError> {
+    pub async fn open_raw(app: &'a Arc<App>, body: &JsonBody) -> Result<Self, ApiError> {
         let resident = app.ready(&body.map)?;
-        let options = opening.options(app);
-        let request =
-            CompletionRequest::read(&body.map, Rules { model: &resident.model, options: &options })?;
+        let request = CompletionRequest::read(&body.map, app.rules(resident))?;
         let common = request.common;
         let prompts =
             encode(resident, request.prompts, request.add_special_tokens, common.skip_special).await?;
-        let mut prompt = opening.before(resident)?;
-        prompt.extend(prompts.into_iter().take(1).flat_map(|(ids, _)| ids));
+        let prompt = prompts.into_iter().next().map(|(ids, _)| ids).unwrap_or_default();
         let prompt = fit(prompt, &common, resident.model.max_model_len)?;
         let steering = steer::completion(app, resident, request.constraint.as_ref()).await?;
         // Nobody knows where raw text has its turns.
@@ -102,34 +98,13 @@ impl<'a> Conversation<'a> {
     }
 }
 
-/// What a dialect says of a conversation beside its body.
-#[derive(Debug, Default)]
-pub struct Opening {
-    /// A `max_tokens` beyond the context is cut, whatever the server's flag says.
-    pub clamp: bool,
-    /// Ids of earlier turns, which stand before all others.
-    pub before: Vec<u32>,
-}
-
-impl Opening {
-    /// Of a dialect whose clients ask for more than there is and mean all of it.
-    pub fn clamped() -> Self {
-        Self { clamp: true, ..Self::default() }
-    }
-
-    fn options(&self, app: &App) -> RequestOptions {
-        let options = app.options.request.clone();
-        RequestOptions { clamp_max_tokens: options.clamp_max_tokens || self.clamp, ..options }
-    }
-
-    fn before(self, resident: &Resident) -> Result<Vec<u32>, ApiError> {
-        let vocab_size = resident.model.vocab_size;
-        match self.before.iter().find(|id| **id as usize >= vocab_size) {
-            None => Ok(self.before),
-            Some(id) => Err(ApiError::malformed(format!(
-                "The token id {id} of an earlier turn is outside the vocabulary of {vocab_size}."
-            ))),
-        }
+/// `ids` of earlier turns, as a client gave them. Errors: one is outside the vocabulary.
+fn earlier(ids: Vec<u32>, vocab_size: usize) -> Result<Vec<u32>, ApiError> {
+    match ids.iter().find(|id| **id as usize >= vocab_size) {
+        None => Ok(ids),
+        Some(id) => Err(ApiError::malformed(format!(
+            "The token id {id} of an earlier turn is outside the vocabulary of {vocab_size}."
+        ))),
     }
 }
 

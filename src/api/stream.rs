@@ -51,7 +51,8 @@ pub trait Frames: Send + 'static {
 /// Streams `generation` through `frames` as server-sent events. Dropping the response's body cancels the generation.
 pub fn respond<F: Frames>(generation: Generation, frames: F, keep_alive: Duration) -> Response {
     let end = F::END.map(|end| Event::default().data(end));
-    let events = Stream::new(generation, frames).map(event).chain(stream::iter(end)).map(Ok::<_, Infallible>);
+    let events =
+        Stream::open(generation, frames).map(event).chain(stream::iter(end)).map(Ok::<_, Infallible>);
     let sse = Sse::new(events);
     let mut response = if keep_alive.is_zero() {
         sse.into_response()
@@ -64,7 +65,8 @@ pub fn respond<F: Frames>(generation: Generation, frames: F, keep_alive: Duratio
 
 /// Streams `generation` through `frames` as lines of JSON. Dropping the response's body cancels the generation.
 pub fn respond_lines(generation: Generation, frames: impl Frames) -> Response {
-    let lines = Stream::new(generation, frames).map(|frame| Ok::<_, Infallible>(format!("{}\n", frame.data)));
+    let lines =
+        Stream::open(generation, frames).map(|frame| Ok::<_, Infallible>(format!("{}\n", frame.data)));
     let mut response = Body::from_stream(lines).into_response();
     unbuffered(&mut response, "application/x-ndjson");
     response
@@ -87,7 +89,7 @@ struct Stream<F> {
 }
 
 impl<F: Frames> Stream<F> {
-    fn new(generation: Generation, frames: F) -> impl futures_util::Stream<Item = Frame> {
+    fn open(generation: Generation, frames: F) -> impl futures_util::Stream<Item = Frame> {
         let state = Self { generation, frames, ready: VecDeque::new(), closing: false };
         stream::unfold(state, |mut state| async move {
             let frame = state.next().await?;

@@ -243,13 +243,13 @@ impl Resident {
             }
         }
         let most = sums.into_iter().max_by_key(|(_, bytes)| *bytes).map_or("", |(kind, _)| kind);
-        let named = match most {
+        match most {
             // Two values of four bits share a byte.
             "U8" => "NVFP4",
             "F8_E4M3" => "FP8",
             most => most,
-        };
-        named.to_owned()
+        }
+        .to_owned()
     }
 
     /// Ids that end a generation: the checkpoint's stop set, else config.json's.

@@ -3,6 +3,7 @@
 mod chat;
 mod completions;
 mod models;
+mod ollama;
 mod probes;
 mod refused;
 mod steer;

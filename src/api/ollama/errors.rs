@@ -28,3 +28,32 @@ pub fn body(error: &ApiError) -> Value {
         other => other.message(),
     }})
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::Router;
+    use axum::body::to_bytes;
+    use axum::middleware::from_fn;
+    use axum::routing::get;
+    use tower::ServiceExt;
+    use tower_http::catch_panic::CatchPanicLayer;
+
+    async fn panic() -> &'static str {
+        panic!("on purpose")
+    }
+
+    #[tokio::test]
+    async fn a_panic_has_the_shape_of_its_path() {
+        for (path, expected) in [("/api/panic", true), ("/panic", false)] {
+            let router = Router::new().route(path, get(panic));
+            let router = router.layer(CatchPanicLayer::custom(crate::api::panicked)).layer(from_fn(shape));
+            let request = Request::get(path).body(Body::empty()).expect("a request");
+            let response = router.oneshot(request).await.expect("the router is infallible");
+            assert_eq!(response.status(), 500);
+            let bytes = to_bytes(response.into_body(), 1 << 16).await.expect("a whole body");
+            let error: Value = serde_json::from_slice(&bytes).expect("JSON");
+            assert_eq!(error["error"].is_string(), expected, "{error}");
+        }
+    }
+}

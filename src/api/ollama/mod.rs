@@ -12,7 +12,7 @@ mod request;
 pub use errors::shape as shape_errors;
 
 use super::body::{JsonBody, UntypedBody};
-use super::conversation::{Conversation, Opening};
+use super::conversation::Conversation;
 use super::error::ApiError;
 use super::state::App;
 use answer::{Form, Writer};
@@ -85,7 +85,7 @@ async fn generate(State(app): State<Arc<App>>, UntypedBody(body): UntypedBody) -
         Generate::Turn { chat, before } => turn(&app, writer(), chat, before).await,
         Generate::Raw(map) => {
             let body = JsonBody { map, ..body };
-            let opened = Conversation::open_raw(&app, &body, Opening::clamped()).await;
+            let opened = Conversation::open_raw(&app, &body).await;
             writer().answer(opened.map_err(request::in_own_words)?).await
         }
     }
@@ -99,7 +99,7 @@ async fn turn(
     before: Vec<u32>,
 ) -> Result<Response, ApiError> {
     let body = JsonBody { map: chat, arrived: writer.arrived };
-    let opened = Conversation::open_with(app, &body, Opening { before, ..Opening::clamped() }).await;
+    let opened = Conversation::open_after(app, &body, before).await;
     writer.answer(opened.map_err(request::in_own_words)?).await
 }
 

@@ -149,6 +149,8 @@ fn common(fields: &Fields, asked: &Asked) -> Result<Map<String, Value>, ApiError
     let mut map = Map::new();
     map.insert("model".into(), json!(asked.served));
     map.insert("stream".into(), json!(asked.stream));
+    // Who asks for more than there is means all of it.
+    map.insert("clamp_max_tokens".into(), json!(true));
     for name in OWN.into_iter().chain(["logprobs", "top_logprobs"]) {
         if let Some(value) = fields.get(name) {
             map.insert(name.into(), value.clone());
@@ -301,6 +303,21 @@ mod tests {
         for wrong in ["", "-", "m", "5 m", "5m3", "5x", "1.2.3s", "inf", "nan", "1e3", "m5"] {
             check(wrong, None);
         }
+    }
+
+    #[test]
+    fn a_penalty_that_looks_back_at_nothing_is_none() {
+        let check = |given: Value, expected: Value| {
+            let (Value::Object(given), mut map) = (&given, Map::new()) else {
+                panic!("the test gives an object")
+            };
+            options(&Fields::top(given), &mut map).expect("valid");
+            assert_eq!(Value::Object(map), expected);
+        };
+        check(json!({"repeat_penalty": 1.1}), json!({"repetition_penalty": 1.1}));
+        check(json!({"repeat_penalty": 1.1, "repeat_last_n": 64}), json!({"repetition_penalty": 1.1}));
+        check(json!({"repeat_penalty": 1.1, "repeat_last_n": 0}), json!({"repetition_penalty": 1}));
+        check(json!({"num_predict": -1, "num_ctx": 4096, "seed": 3}), json!({"seed": 3}));
     }
 
     #[test]

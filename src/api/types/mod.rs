@@ -39,7 +39,8 @@ pub struct RequestOptions {
     pub template_kwargs: Map<String, Value>,
     /// `--exclude-tools-when-tool-choice-none`
     pub hide_tools_when_none: bool,
-    /// `--clamp-max-tokens`: a `max_tokens` beyond the context is cut instead of refused.
+    /// `--clamp-max-tokens`: a `max_tokens` beyond the context is cut instead of refused; a request's own
+    /// `clamp_max_tokens` says so for itself.
     pub clamp_max_tokens: bool,
     /// `--return-tokens-as-token-ids`: the default of the request's field.
     pub tokens_as_ids: bool,

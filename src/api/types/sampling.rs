@@ -114,12 +114,13 @@ impl Common {
     }
 }
 
-/// `max_tokens` of field `name`. Errors: below `least`, or beyond the context unless the server clamps.
+/// `max_tokens` of field `name`. Errors: below `least`, or beyond the context unless it may be clamped.
 pub fn max_tokens(fields: &Fields, name: &str, least: i64, rules: Rules) -> Result<Option<usize>, ApiError> {
     let Some(value) = fields.integer(name, least..=i64::MAX)? else { return Ok(None) };
     let context = rules.model.max_model_len;
     let value = usize::try_from(value).unwrap_or(usize::MAX);
-    if value > context && !rules.options.clamp_max_tokens {
+    let clamp = fields.bool("clamp_max_tokens")?.unwrap_or(rules.options.clamp_max_tokens);
+    if value > context && !clamp {
         let message = format!("`{name}`={value} cannot be greater than max_model_len={context}.");
         return Err(fields.bad(name, message));
     }
