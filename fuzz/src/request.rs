@@ -3,8 +3,8 @@
 use std::sync::OnceLock;
 
 use ferrotron::api::{
-    ApiError, ChatRequest, Common, CompletionRequest, DetokenizeRequest, ModelInfo, Prompt, RequestOptions,
-    Rules, SamplingDefaults, TokenizeInput, TokenizeRequest, read_object,
+    ApiError, ChatRequest, Common, CompletionRequest, DetokenizeRequest, Facts, ModelInfo, Prompt,
+    RequestOptions, Rules, SamplingDefaults, TokenizeInput, TokenizeRequest, read_object,
 };
 use serde_json::{Map, Value, json};
 
@@ -98,6 +98,7 @@ fn model() -> &'static (ModelInfo, RequestOptions) {
             vocab_size: VOCAB as usize,
             stop_ids: vec![1],
             defaults: SamplingDefaults::default(),
+            facts: Facts::default(),
         };
         (model, RequestOptions::default())
     })

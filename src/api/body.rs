@@ -22,8 +22,29 @@ impl FromRequest<Arc<App>> for JsonBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
-        let arrived = Instant::now();
         check_type(request.headers())?;
+        Self::read(request, app).await
+    }
+}
+
+/// A JSON object that need not say that it is one: command lines send it as a form or as nothing.
+pub struct UntypedBody(pub JsonBody);
+
+impl FromRequest<Arc<App>> for UntypedBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        // Browsers name the page that sends: pages are held to the type, see [`check_type`].
+        if request.headers().contains_key(header::ORIGIN) {
+            check_type(request.headers())?;
+        }
+        JsonBody::read(request, app).await.map(Self)
+    }
+}
+
+impl JsonBody {
+    async fn read(request: Request, app: &App) -> Result<Self, ApiError> {
+        let arrived = Instant::now();
         let limit = app.options.body_limit;
         let length = request.headers().get(header::CONTENT_LENGTH);
         let length = length.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());

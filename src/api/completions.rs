@@ -66,7 +66,7 @@ pub async fn create(
 }
 
 /// Prompts to ids, each with its own text. Errors: the text cannot be encoded.
-async fn encode(
+pub async fn encode(
     resident: &Resident,
     prompts: Vec<Prompt>,
     add_special: bool,

@@ -6,13 +6,14 @@
 //! ```
 
 use super::body::JsonBody;
+use super::completions::encode;
 use super::envelope::TokenView;
 use super::error::ApiError;
 use super::generate::{Finished, Generation, Input, Token, Update, UpdateEvent, fit};
 use super::keeper::Lease;
 use super::state::{App, Resident};
 use super::steer;
-use super::types::{ChatRequest, Common, Forced};
+use super::types::{ChatRequest, Common, CompletionRequest, Forced};
 use super::usage::Usage;
 use crate::text::{Chat, Delta, Mode};
 use serde_json::Value;
@@ -32,11 +33,18 @@ impl Conversation {
     /// Reads a body in the form of `/v1/chat/completions` and starts its answers. Errors: 400 for what cannot be
     /// read or does not fit, 404 for another model, 503 while there is no engine to take it.
     pub async fn open(app: &Arc<App>, body: &JsonBody) -> Result<Self, ApiError> {
+        Self::open_after(app, body, Vec::new()).await
+    }
+
+    /// The same behind `before`: ids of turns that the client no longer has as messages.
+    pub async fn open_after(app: &Arc<App>, body: &JsonBody, before: Vec<u32>) -> Result<Self, ApiError> {
         let lease = app.ready(&body.map).await?;
         let resident = &*lease;
         let mut request = ChatRequest::read(&body.map, app.rules(resident))?;
         let chat = std::mem::take(&mut request.chat);
-        let prompt = fit(render(resident, chat).await?, &request.common, resident.model.max_model_len)?;
+        let mut prompt = earlier(before, resident.model.vocab_size)?;
+        prompt.extend(render(resident, chat).await?);
+        let prompt = fit(prompt, &request.common, resident.model.max_model_len)?;
         let starts_in_reasoning = resident.text.starts_in_reasoning(&prompt);
         let steering = steer::chat(app, resident, &request, &prompt, starts_in_reasoning).await?;
         let ChatRequest { common, include_reasoning, .. } = request;
@@ -49,16 +57,29 @@ impl Conversation {
         let borders = resident.text.borders(&prompt);
         let input = Input { prompt: prompt.clone(), borders, mode, one_call: request.one_call, steering };
         let generation = Generation::start(app, &lease, &common, vec![input], body.arrived)?;
-        let reader = Reader {
-            app: app.clone(),
-            tokens: TokenView::new(resident, &common),
-            return_ids: common.return_ids,
-            include_reasoning,
-            named: matches!(request.forced, Some(Forced::Named(_))),
-            choices: (0..common.n).map(|_| ChoiceState::default()).collect(),
-            prompt,
-        };
+        let named = matches!(request.forced, Some(Forced::Named(_)));
+        let reader = Reader { include_reasoning, named, ..Reader::new(app, resident, &common, prompt) };
         Ok(Self { resident: lease, common, include_reasoning, generation, reader })
+    }
+
+    /// Reads a body in the form of `/v1/completions` and starts to continue the first of its prompts: what comes is
+    /// content, nothing else. Errors: as [`Self::open`].
+    pub async fn open_raw(app: &Arc<App>, body: &JsonBody) -> Result<Self, ApiError> {
+        let lease = app.ready(&body.map).await?;
+        let resident = &*lease;
+        let request = CompletionRequest::read(&body.map, app.rules(resident))?;
+        let common = request.common;
+        let prompts =
+            encode(resident, request.prompts, request.add_special_tokens, common.skip_special).await?;
+        let prompt = prompts.into_iter().next().map(|(ids, _)| ids).unwrap_or_default();
+        let prompt = fit(prompt, &common, resident.model.max_model_len)?;
+        let steering = steer::completion(app, resident, request.constraint.as_ref()).await?;
+        // Nobody knows where raw text has its turns.
+        let borders = Vec::new();
+        let input = Input { prompt: prompt.clone(), borders, mode: Mode::Raw, one_call: false, steering };
+        let generation = Generation::start(app, &lease, &common, vec![input], body.arrived)?;
+        let reader = Reader::new(app, resident, &common, prompt);
+        Ok(Self { resident: lease, common, include_reasoning: true, generation, reader })
     }
 
     /// Hands every chunk of the stream to `take`. Errors: what ended it early.
@@ -83,6 +104,16 @@ impl Conversation {
         };
         let usage = self.each(take).await?;
         Ok(Collected { messages, prompt: self.reader.prompt, prompt_logprobs, usage })
+    }
+}
+
+/// `ids` of earlier turns, as a client gave them. Errors: one is outside the vocabulary.
+fn earlier(ids: Vec<u32>, vocab_size: usize) -> Result<Vec<u32>, ApiError> {
+    match ids.iter().find(|id| **id as usize >= vocab_size) {
+        None => Ok(ids),
+        Some(id) => Err(ApiError::malformed(format!(
+            "The token id {id} of an earlier turn is outside the vocabulary of {vocab_size}."
+        ))),
     }
 }
 
@@ -147,6 +178,18 @@ struct ChoiceState {
 }
 
 impl Reader {
+    fn new(app: &Arc<App>, resident: &Resident, common: &Common, prompt: Vec<u32>) -> Self {
+        Self {
+            app: app.clone(),
+            tokens: TokenView::new(resident, common),
+            return_ids: common.return_ids,
+            include_reasoning: true,
+            named: false,
+            choices: (0..common.n).map(|_| ChoiceState::default()).collect(),
+            prompt,
+        }
+    }
+
     pub fn chunks(&mut self, update: Update) -> Vec<Chunk> {
         let choice = update.choice;
         let pieces = match update.event {

@@ -1,8 +1,8 @@
 //! Which API a route belongs to. Its errors take that API's form, whoever made them: a handler, the check of keys, the
 //! router itself.
 
-use super::anthropic;
 use super::error::ApiError;
+use super::{anthropic, ollama};
 use super::request_id::RequestId;
 use axum::body::Body;
 use axum::extract::Request;
@@ -17,19 +17,24 @@ pub enum Dialect {
     /// Also what belongs to no family.
     OpenAi,
     Anthropic,
+    Ollama,
 }
 
 impl Dialect {
     pub fn of(path: &str) -> Self {
         let messages = path.strip_prefix("/v1/messages");
-        let is_anthropic = messages.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        if is_anthropic { Self::Anthropic } else { Self::OpenAi }
+        match messages {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => Self::Anthropic,
+            _ if path.starts_with("/api/") => Self::Ollama,
+            _ => Self::OpenAi,
+        }
     }
 
     fn error(self, error: &ApiError, request_id: &str) -> Value {
         match self {
             Self::OpenAi => error.body(),
             Self::Anthropic => anthropic::error(error, request_id),
+            Self::Ollama => ollama::error(error),
         }
     }
 }
@@ -46,8 +51,10 @@ pub async fn translate_errors(request: Request, next: Next) -> Response {
         *response.body_mut() = Body::from(dialect.error(&error, &request_id).to_string());
         response.headers_mut().remove(header::CONTENT_LENGTH);
     }
-    // Where the SDK of this family looks for it.
-    if let Ok(value) = HeaderValue::from_str(&request_id) {
+    if dialect == Dialect::Anthropic
+        && let Ok(value) = HeaderValue::from_str(&request_id)
+    {
+        // Where the SDK of this family looks for it.
         response.headers_mut().insert("request-id", value);
     }
     response
@@ -68,7 +75,8 @@ mod tests {
         async fn panic() -> StatusCode {
             panic!("on purpose")
         }
-        let router = Router::new().route("/v1/messages", get(panic)).route("/v1/models", get(panic));
+        let paths = ["/v1/messages", "/v1/models", "/api/chat"];
+        let router = paths.into_iter().fold(Router::new(), |router, path| router.route(path, get(panic)));
         let layers = |router: Router| {
             router.layer(CatchPanicLayer::custom(crate::api::panicked)).layer(from_fn(translate_errors))
         };
@@ -84,6 +92,7 @@ mod tests {
         check("/v1/messages", "/error/type", "api_error").await;
         check("/v1/messages", "/type", "error").await;
         check("/v1/models", "/error/type", "InternalServerError").await;
+        check("/api/chat", "/error", "The server failed to handle this request.").await;
     }
 
     #[test]
@@ -94,6 +103,9 @@ mod tests {
         check("/v1/messages/nowhere", Dialect::Anthropic);
         check("/v1/messagesque", Dialect::OpenAi);
         check("/v1/models", Dialect::OpenAi);
+        check("/api/chat", Dialect::Ollama);
+        check("/api/nowhere", Dialect::Ollama);
+        check("/api", Dialect::OpenAi);
         check("/", Dialect::OpenAi);
     }
 }

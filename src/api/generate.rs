@@ -470,6 +470,7 @@ mod tests {
             vocab_size: 64,
             stop_ids: vec![],
             defaults: crate::api::SamplingDefaults::default(),
+            facts: crate::api::Facts::default(),
         };
         let rules = crate::api::Rules { model: &model, options: &app.options.request };
         let body = json!({"priority": 7, "cache_salt": "mine", "speculation": 2, "timeout": 3});

@@ -36,6 +36,7 @@ mod meter;
 mod metrics;
 mod model;
 mod models;
+mod ollama;
 mod probes;
 mod process;
 mod query;
@@ -60,7 +61,7 @@ pub use door::{Door, Limits};
 pub use error::ApiError;
 pub use keeper::{Keeping, Lease};
 pub use loader::{Estimate, Known, LoadError, Loader, STOP_TIMEOUT, Simulation, Target};
-pub use model::{ModelInfo, SamplingDefaults};
+pub use model::{Facts, ModelInfo, SamplingDefaults};
 pub use server::{Drain, serve};
 pub use stall::watch_stalls;
 pub use state::{App, BODY_LIMIT_DEFAULT, Health, Options, Resident, reported_version};
@@ -109,7 +110,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/messages", post(anthropic::create))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize));
+        .route("/detokenize", post(tokenize::detokenize))
+        .merge(ollama::routes());
     router = router
         .route("/models", get(lifecycle::list))
         .route("/models/load", post(lifecycle::load))

@@ -18,6 +18,28 @@ pub struct ModelInfo {
     /// The checkpoint's stop set; not applied under `ignore_eos`.
     pub stop_ids: Vec<u32>,
     pub defaults: SamplingDefaults,
+    pub facts: Facts,
+}
+
+/// What every model here can do, in Ollama's words.
+pub const CAPABILITIES: [&str; 3] = ["completion", "tools", "thinking"];
+
+/// What a model is made of, for lists of models; no answer depends on it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Facts {
+    /// As GGUF names it: `nemotron_h` or `nemotron_h_moe`.
+    pub architecture: &'static str,
+    /// Of its files: `safetensors` or `gguf`.
+    pub format: &'static str,
+    /// What most of its weights are stored as: `BF16`, `NVFP4`, `Q4_K`.
+    pub quantization: String,
+    pub parameters: u64,
+    /// All weights as they are stored.
+    pub bytes: u64,
+    /// Those of them that lie in a GPU's own memory.
+    pub device_bytes: u64,
+    pub layers: usize,
+    pub hidden_size: usize,
 }
 
 impl ModelInfo {
@@ -71,6 +93,7 @@ mod tests {
             vocab_size: 16,
             stop_ids: vec![],
             defaults: SamplingDefaults::default(),
+            facts: Facts::default(),
         };
         assert_eq!(model.resolve(None), Ok("nvidia/tiny"));
         assert_eq!(model.resolve(Some("")), Ok("nvidia/tiny"));

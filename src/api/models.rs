@@ -1,6 +1,7 @@
 //! `GET /v1/models` and `/v1/models/{id}`: who answers here, and how much context it has.
 
 use super::error::ApiError;
+use super::model::CAPABILITIES;
 use super::roster::{Stage, Then};
 use super::seat::Seat;
 use super::state::App;
@@ -60,7 +61,7 @@ fn card(seat: &Seat, stage: Stage, name: &str) -> Value {
         "root": model.as_ref().map_or(&seat.known.path, |model| &model.root),
         "parent": null,
         "max_model_len": model.as_ref().map_or(0, |model| model.max_model_len),
-        "capabilities": ["completion", "tools", "thinking"],
+        "capabilities": CAPABILITIES,
         "status": status(stage),
         "permission": [{
             "id": format!("modelperm-{name}"),

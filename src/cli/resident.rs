@@ -1,5 +1,7 @@
 //! From what was typed after `--model` to a network that answers steps: shared by every command.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -14,14 +16,14 @@ use crate::backend::{Backend, KvType, Precision, reference::Reference, trace::Tr
 use crate::engine::LoadProgress;
 use crate::model::config::{GenerationConfig, ModelConfig};
 use crate::model::fields::Fields;
-use crate::model::manifest::Manifest;
+use crate::model::manifest::{Manifest, dtype_name};
 use crate::model::presets::{OpenError, Preset};
 use crate::model::quantization::Recipe;
 use crate::model::random::random;
 use crate::model::{Limits, Model, Network, load, presets};
 use crate::sample;
 use crate::text::{Mode, Text, TextFiles, Tool};
-use crate::weights::{Checkpoint, Error as WeightsError, Kind, Linear, Source};
+use crate::weights::{Checkpoint, Error as WeightsError, Kind, Linear, Source, Stored};
 
 /// Of dummy weights, and of `quantize --random` where nobody says otherwise.
 pub const SEED: u64 = 0;
@@ -247,6 +249,41 @@ impl Resident {
             Weights::Stored(checkpoint) => checkpoint.bytes(),
             Weights::Random { bytes, .. } => *bytes,
         }
+    }
+
+    /// `gguf`, or `safetensors` for all that is made of them.
+    pub fn file_format(&self) -> &'static str {
+        if matches!(self.source(), Source::Made { .. }) { "gguf" } else { "safetensors" }
+    }
+
+    /// What most of the weights' bytes are, in the words of releases.
+    pub fn quantization(&self) -> String {
+        let mut sums = BTreeMap::<&str, u64>::new();
+        let mut add = |kind, bytes| *sums.entry(kind).or_default() += bytes;
+        match &self.weights {
+            Weights::Stored(checkpoint) => {
+                for name in checkpoint.names() {
+                    let bytes = checkpoint.bytes_of(name);
+                    match checkpoint.stored(name) {
+                        Stored::Nothing => {}
+                        Stored::Tensor(dtype, _) => add(dtype_name(dtype), bytes),
+                        Stored::Blocks(blocks, _) => add(blocks.name(), bytes),
+                    }
+                }
+            }
+            Weights::Random { recipe, .. } => {
+                let manifest = Manifest::new(&self.config, recipe);
+                manifest.entries().for_each(|entry| add(dtype_name(entry.dtype), entry.bytes()));
+            }
+        }
+        let most = sums.into_iter().max_by_key(|(_, bytes)| *bytes).map_or("", |(kind, _)| kind);
+        match most {
+            // Two values of four bits share a byte.
+            "U8" => "NVFP4",
+            "F8_E4M3" => "FP8",
+            most => most,
+        }
+        .to_owned()
     }
 
     /// Ids that end a generation: the checkpoint's stop set, else config.json's.

@@ -174,6 +174,11 @@ impl Text {
         calls::grammar(tools, form, detail, &self.ids).map_err(|got| Error::Unspeakable { got })
     }
 
+    /// The chat template as it was given, if there is one.
+    pub fn template(&self) -> Option<String> {
+        self.template.source()
+    }
+
     /// Whether the template speaks of a variable: one that it does not know changes nothing.
     pub fn template_knows(&self, variable: &str) -> bool {
         self.template.mentions(variable)

@@ -50,6 +50,11 @@ impl Template {
         Ok(Template { env, present: source.is_some(), tokens })
     }
 
+    /// As it was given.
+    pub fn source(&self) -> Option<String> {
+        self.env.get_template(NAME).ok().map(|template| template.source().to_owned())
+    }
+
     pub fn mentions(&self, variable: &str) -> bool {
         self.env.get_template(NAME).is_ok_and(|template| template.source().contains(variable))
     }

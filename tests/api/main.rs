@@ -6,6 +6,7 @@ mod chat;
 mod completions;
 mod doors;
 mod models;
+mod ollama;
 mod probes;
 mod refused;
 mod router;

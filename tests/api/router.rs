@@ -6,8 +6,8 @@ use axum::body::{Body, HttpBody};
 use axum::http::{StatusCode, header};
 use axum::response::Response;
 use ferrotron::api::{
-    App, Estimate, Keeping, Known, LoadError, Loader, ModelInfo, Options, Resident, SamplingDefaults,
-    Simulation, Target,
+    App, Estimate, Facts, Keeping, Known, LoadError, Loader, ModelInfo, Options, Resident,
+    SamplingDefaults, Simulation, Target,
 };
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -106,6 +106,7 @@ fn known(name: &str) -> Known {
         vocab_size: VOCAB,
         stop_ids: vec![],
         defaults: SamplingDefaults::default(),
+        facts: Facts::default(),
     };
     Known { model: Some(model), ..Known::named(vec![name.into(), format!("{name}-alias")]) }
 }

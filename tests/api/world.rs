@@ -3,7 +3,7 @@
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode, header};
 use axum::response::Response;
-use ferrotron::api::{self, App, ModelInfo, Options, SamplingDefaults};
+use ferrotron::api::{self, App, Facts, ModelInfo, Options, SamplingDefaults};
 use ferrotron::backend::StepInputs;
 use ferrotron::engine::{self, EngineConfig};
 use ferrotron::model::{Limits, Network, StepError};
@@ -91,6 +91,20 @@ pub async fn resident(index: usize, names: Vec<String>, script: &str, pace: Dura
     resident
 }
 
+/// As those of a model that is larger than it is.
+fn facts() -> Facts {
+    Facts {
+        architecture: "nemotron_h_moe",
+        format: "safetensors",
+        quantization: "NVFP4".into(),
+        parameters: 31_577_940_288,
+        bytes: 19_339_781_632,
+        device_bytes: 0,
+        layers: 52,
+        hidden_size: 2688,
+    }
+}
+
 /// A model that does what `network` does.
 pub async fn around(
     index: usize,
@@ -128,6 +142,7 @@ pub fn opening(
         vocab_size: VOCAB,
         stop_ids: text.id_of("<|im_end|>").into_iter().collect(),
         defaults: SamplingDefaults::default(),
+        facts: facts(),
     };
     api::Resident { index, text: Arc::new(text), engine, model: Arc::new(model) }
 }

@@ -160,7 +160,7 @@ fn thinking_budget(fields: &Fields) -> Result<Option<usize>, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::model::{ModelInfo, SamplingDefaults};
+    use crate::api::model::{Facts, ModelInfo, SamplingDefaults};
     use crate::api::types::RequestOptions;
     use serde_json::json;
 
@@ -173,6 +173,7 @@ mod tests {
             vocab_size: 50,
             stop_ids: vec![1],
             defaults: SamplingDefaults { temperature: 0.6, ..SamplingDefaults::default() },
+            facts: Facts::default(),
         };
         let options = RequestOptions::default();
         let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});

@@ -291,7 +291,7 @@ fn request_id(fields: &Fields) -> Result<Option<String>, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::model::{ModelInfo, SamplingDefaults};
+    use crate::api::model::{Facts, ModelInfo, SamplingDefaults};
     use crate::api::types::RequestOptions;
     use serde_json::{Value, json};
 
@@ -304,6 +304,7 @@ mod tests {
             vocab_size: 16,
             stop_ids: vec![],
             defaults: SamplingDefaults::default(),
+            facts: Facts::default(),
         };
         let Value::Object(map) = &body else { panic!("the test gives an object") };
         Common::read(&Fields::top(map), Rules { model: &model, options }, None, None)

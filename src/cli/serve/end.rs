@@ -71,7 +71,7 @@ async fn died(resident: Resident) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{self, Drain, ModelInfo, Options, SamplingDefaults};
+    use crate::api::{self, Drain, Facts, ModelInfo, Options, SamplingDefaults};
     use crate::backend::StepInputs;
     use crate::engine::{self, EngineConfig};
     use crate::model::{Limits, Network, StepError};
@@ -139,6 +139,7 @@ mod tests {
             vocab_size: VOCAB,
             stop_ids: vec![],
             defaults: SamplingDefaults::default(),
+            facts: Facts::default(),
         };
         let text = Arc::new(text.expect("the tiny model's own file"));
         (Resident { index, text, engine, model: Arc::new(model) }, fail)

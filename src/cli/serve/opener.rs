@@ -4,11 +4,14 @@ use super::args::{Args, Context, KvName, Served};
 use super::known::{self, Known, Models};
 use super::memory;
 use super::sizes::{self, Sizes, Wish};
-use crate::api::{self, App, Estimate, LoadError, Loader, ModelInfo, SamplingDefaults, Simulation, Target};
+use crate::api::{self, App, Estimate, Facts, LoadError, Loader, ModelInfo, SamplingDefaults, Simulation, Target};
 use crate::cli::resident::{BLOCK_LEN, Resident};
 use crate::engine::{self, Busy, EngineConfig, Handle, Status, TraceWriter};
-use crate::model::config::GenerationConfig;
+use crate::model::config::{GenerationConfig, Layer};
+use crate::model::manifest::Manifest;
+use crate::model::quantization::Recipe;
 use crate::text::Text;
+use crate::weights::Kind;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum as _;
 use serde_json::{Map, Value};
@@ -391,8 +394,27 @@ fn introduced(args: &Args, served: &Served) -> anyhow::Result<(Resident, ModelIn
         vocab_size: resident.config.vocab_size,
         stop_ids: resident.stop_ids(),
         defaults,
+        facts: facts(&resident),
     };
     Ok((resident, model))
+}
+
+fn facts(resident: &Resident) -> Facts {
+    let config = &resident.config;
+    let has_experts = config.layers.iter().any(|layer| matches!(layer, Layer::Moe(_)));
+    // Scales are no parameters, so the count is the same whatever the weights are stored as.
+    let parameters = Manifest::new(config, &Recipe::uniform(Kind::BF16)).totals().parameters;
+    Facts {
+        architecture: if has_experts { "nemotron_h_moe" } else { "nemotron_h" },
+        format: resident.file_format(),
+        quantization: resident.quantization(),
+        parameters,
+        bytes: resident.bytes(),
+        // Every backend that serves computes in the host's memory.
+        device_bytes: 0,
+        layers: config.layers.len(),
+        hidden_size: config.hidden_size,
+    }
 }
 
 /// The file's text, or the argument itself if it can only be a template.
