@@ -14,7 +14,7 @@ use super::steer;
 use super::types::{ChatRequest, Common, Forced};
 use super::usage::Usage;
 use crate::text::{Chat, Delta, Mode};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 
 /// A chat that the engine has taken.
@@ -262,6 +262,14 @@ impl Message {
             Piece::End(end) => self.end = Some(end),
         }
     }
+}
+
+/// Tokens of the prompt that a body in the form of `/v1/chat/completions` makes, whether they fit or not. Errors: as
+/// [`Conversation::open`].
+pub async fn prompt_len(app: &App, body: &Map<String, Value>) -> Result<usize, ApiError> {
+    let resident = app.ready(body)?;
+    let request = ChatRequest::read(body, app.rules(resident))?;
+    Ok(render(resident, request.chat).await?.len())
 }
 
 /// Chat to ids. Errors: the template refuses the conversation, or it is no template for it.

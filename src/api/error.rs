@@ -18,6 +18,8 @@ pub enum ApiError {
     Unauthorized,
     #[error("The model `{name}` does not exist. Served here: {served}.")]
     UnknownModel { name: String, served: String },
+    #[error("There is no response `{0}` here: it was not stored, or no longer is.")]
+    UnknownResponse(String),
     #[error("There is no route {method} {path} on this server.")]
     UnknownRoute { method: String, path: String },
     #[error("The method {method} is not allowed on {path}.")]
@@ -60,7 +62,9 @@ impl ApiError {
         match self {
             Self::BadRequest { .. } => (StatusCode::BAD_REQUEST, "BadRequestError"),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "AuthenticationError"),
-            Self::UnknownModel { .. } | Self::UnknownRoute { .. } => (StatusCode::NOT_FOUND, "NotFoundError"),
+            Self::UnknownModel { .. } | Self::UnknownResponse(_) | Self::UnknownRoute { .. } => {
+                (StatusCode::NOT_FOUND, "NotFoundError")
+            }
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge"),
             Self::NotImplemented(_) => (StatusCode::NOT_IMPLEMENTED, "NotImplementedError"),
@@ -80,6 +84,7 @@ impl ApiError {
         let param = match self {
             Self::BadRequest { param, .. } => param.as_deref(),
             Self::UnknownModel { .. } => Some("model"),
+            Self::UnknownResponse(_) => Some("response_id"),
             _ => None,
         };
         let message = cut(&self.to_string(), MESSAGE_CHARS_MAX);

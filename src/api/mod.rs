@@ -31,6 +31,7 @@ mod models;
 mod probes;
 mod process;
 mod request_id;
+mod responses;
 mod server;
 mod stall;
 mod state;
@@ -45,6 +46,7 @@ pub use body::read_object;
 pub use cors::CorsOptions;
 pub use error::ApiError;
 pub use model::{ModelInfo, SamplingDefaults};
+pub use responses::StoreLimits;
 pub use server::{Drain, serve};
 pub use stall::watch_stalls;
 pub use state::{App, BODY_LIMIT_DEFAULT, Health, Options, Resident, reported_version};
@@ -90,6 +92,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::remove))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize));
     for path in NOT_IMPLEMENTED {

@@ -6,6 +6,7 @@ use super::fields::Fields;
 use super::ids::IdSource;
 use super::metrics::Metrics;
 use super::model::ModelInfo;
+use super::responses::{Store, StoreLimits};
 use super::steer::Grammars;
 use super::types::{RequestOptions, Rules};
 use crate::engine;
@@ -33,6 +34,8 @@ pub struct Options {
     pub stall_timeout: Duration,
     /// `--seed`
     pub seed: Option<u64>,
+    /// How many responses are kept, and how long.
+    pub responses: StoreLimits,
     /// What `/version` says; starts with a dotted triple.
     pub version: String,
 }
@@ -53,6 +56,7 @@ impl Options {
             keep_alive: Duration::from_secs(15),
             stall_timeout: Duration::from_secs(120),
             seed: None,
+            responses: StoreLimits::default(),
             version: reported_version(),
         }
     }
@@ -80,6 +84,7 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Compiled, by model.
     pub grammars: Grammars,
+    pub responses: Store,
     /// By place; empty while the checkpoint's configuration and tokenizer are read.
     residents: Vec<OnceLock<Resident>>,
     load_error: OnceLock<String>,
@@ -107,6 +112,7 @@ impl App {
             metrics: Arc::new(Metrics::new(&names)),
             residents: options.models.iter().map(|_| OnceLock::new()).collect(),
             grammars: Grammars::default(),
+            responses: Store::new(options.responses),
             options,
             load_error: OnceLock::new(),
             draining: AtomicBool::new(false),
