@@ -5,5 +5,6 @@ mod completions;
 mod models;
 mod probes;
 mod refused;
+mod responses;
 mod steer;
 mod world;
