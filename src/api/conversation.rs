@@ -53,6 +53,7 @@ impl<'a> Conversation<'a> {
             return_ids: common.return_ids,
             include_reasoning,
             named: matches!(request.forced, Some(Forced::Named(_))),
+            echo: request.echo.filter(|text| !text.is_empty()),
             choices: (0..common.n).map(|_| ChoiceState::default()).collect(),
             prompt,
         };
@@ -124,6 +125,8 @@ pub struct Reader {
     include_reasoning: bool,
     /// The client has chosen what is called: that it is called is then no news, and the reason is `stop`.
     named: bool,
+    /// The beginning of each answer's content.
+    echo: Option<String>,
     choices: Vec<ChoiceState>,
     pub prompt: Vec<u32>,
 }
@@ -144,7 +147,8 @@ impl Reader {
         let pieces = match update.event {
             UpdateEvent::Started { prompt_logprobs } => {
                 let scores = prompt_logprobs.map(|scores| self.tokens.prompt_scores(&self.prompt, &scores));
-                vec![Piece::Role { prompt_logprobs: scores }]
+                let echo = self.echo.clone().map(Piece::Content);
+                [Piece::Role { prompt_logprobs: scores }].into_iter().chain(echo).collect()
             }
             UpdateEvent::Token { token, deltas } => {
                 self.note(choice, token);

@@ -13,6 +13,7 @@
 //! ```
 
 mod auth;
+mod batch;
 mod body;
 mod chat;
 mod completions;
@@ -24,6 +25,7 @@ mod exposition;
 mod fields;
 mod generate;
 mod ids;
+mod invocations;
 mod meter;
 mod metrics;
 mod model;
@@ -91,6 +93,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/chat/completions/batch", post(batch::create))
+        .route("/invocations", post(invocations::invoke))
         .route("/v1/completions", post(completions::create))
         .route("/v1/responses", post(responses::create))
         .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::remove))

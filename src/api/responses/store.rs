@@ -258,9 +258,8 @@ mod tests {
         for index in 0..50 {
             store.insert(&index.to_string(), response(&"x".repeat(1000)), Arc::default());
             let kept = store.lock();
-            assert!(
-                kept.bytes <= 10_000 && kept.bytes == kept.entries.values().map(|entry| entry.bytes).sum()
-            );
+            let counted: usize = kept.entries.values().map(|entry| entry.bytes).sum();
+            assert!(kept.bytes <= 10_000 && kept.bytes == counted);
         }
         assert!(store.get("49").is_ok());
         store.insert("large", response(&"x".repeat(20_000)), Arc::default());
