@@ -60,22 +60,28 @@ impl<'a> Conversation<'a> {
         Ok(Self { resident, common, include_reasoning, generation, reader })
     }
 
-    /// The stream, collected. Errors: what ended it early.
-    pub async fn collect(self) -> Result<Collected, ApiError> {
-        let Self { common, mut generation, mut reader, .. } = self;
-        let mut messages: Vec<Message> = (0..common.n).map(|_| Message::default()).collect();
-        let mut prompt_logprobs = Value::Null;
-        while let Some(update) = generation.next().await {
-            for chunk in reader.chunks(update?) {
-                if let Piece::Role { prompt_logprobs: Some(scores) } = &chunk.piece {
-                    prompt_logprobs = scores.clone();
-                }
-                if let Some(message) = messages.get_mut(chunk.choice) {
-                    message.push(chunk);
-                }
-            }
+    /// Hands every chunk of the stream to `take`. Errors: what ended it early.
+    pub async fn each(&mut self, mut take: impl FnMut(Chunk)) -> Result<Usage, ApiError> {
+        while let Some(update) = self.generation.next().await {
+            self.reader.chunks(update?).into_iter().for_each(&mut take);
         }
-        Ok(Collected { messages, prompt: reader.prompt, prompt_logprobs, usage: generation.usage() })
+        Ok(self.generation.usage())
+    }
+
+    /// The stream, collected. Errors: what ended it early.
+    pub async fn collect(mut self) -> Result<Collected, ApiError> {
+        let mut messages: Vec<Message> = (0..self.common.n).map(|_| Message::default()).collect();
+        let mut prompt_logprobs = Value::Null;
+        let take = |chunk: Chunk| {
+            if let Piece::Role { prompt_logprobs: Some(scores) } = &chunk.piece {
+                prompt_logprobs = scores.clone();
+            }
+            if let Some(message) = messages.get_mut(chunk.choice) {
+                message.push(chunk);
+            }
+        };
+        let usage = self.each(take).await?;
+        Ok(Collected { messages, prompt: self.reader.prompt, prompt_logprobs, usage })
     }
 }
 
@@ -268,12 +274,22 @@ impl Message {
     }
 }
 
-/// Tokens of the prompt that a body in the form of `/v1/chat/completions` makes, whether they fit or not. Errors: as
-/// [`Conversation::open`].
-pub async fn prompt_len(app: &App, body: &Map<String, Value>) -> Result<usize, ApiError> {
-    let resident = app.ready(body)?;
-    let request = ChatRequest::read(body, app.rules(resident))?;
-    Ok(render(resident, request.chat).await?.len())
+/// The prompt that a body in the form of `/v1/chat/completions` makes, whether it fits or not.
+pub struct Extent {
+    /// In tokens.
+    pub len: usize,
+    /// Tokens of prompt and answer together.
+    pub context_len: usize,
+}
+
+impl Extent {
+    /// Errors: as [`Conversation::open`].
+    pub async fn of(app: &App, body: &Map<String, Value>) -> Result<Self, ApiError> {
+        let resident = app.ready(body)?;
+        let request = ChatRequest::read(body, app.rules(resident))?;
+        let len = render(resident, request.chat).await?.len();
+        Ok(Self { len, context_len: resident.model.max_model_len })
+    }
 }
 
 /// Chat to ids. Errors: the template refuses the conversation, or it is no template for it.

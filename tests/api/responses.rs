@@ -1,6 +1,6 @@
 //! `/v1/responses`: items, events, what is kept, and what is made in the background.
 
-use super::world::{CALL, CHAT, Server, chat, names, read, weather};
+use super::world::{CALL, CHAT, CONTEXT, Server, chat, names, read, weather};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
 use ferrotron::api::{Options, StoreLimits};
@@ -489,21 +489,31 @@ async fn effort_switches_the_thought_off() {
 #[tokio::test]
 async fn truncation_leaves_out_the_oldest_turns() {
     let server = Server::answering("</think>Yes.").await;
-    let turns = (0..40).flat_map(|turn| {
+    let turn = |turn: usize| {
         let text = format!("turn {turn} {}", "word ".repeat(20));
         [json!({"role": "user", "content": text}), json!({"role": "assistant", "content": "Yes."})]
-    });
-    let mut input: Vec<Value> = turns.collect();
-    input.push(json!({"role": "user", "content": "last"}));
-    let body = ask(json!({"instructions": "Be brief.", "input": input}));
+    };
+    let last = |count: usize| {
+        let turns = (40 - count..40).flat_map(turn);
+        turns.chain([json!({"role": "user", "content": "last"})]).collect::<Vec<Value>>()
+    };
+    let mut body = ask(json!({"instructions": "Be brief.", "input": last(40), "max_output_tokens": 100}));
     let (status, error) = server.json(RESPONSES, body.clone()).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(error["error"]["message"].to_string().contains("maximum context length"), "{error}");
-    let mut body = body;
     body["truncation"] = json!("auto");
-    body["max_output_tokens"] = json!(100);
-    let used = plain(&server, &body).await["usage"]["input_tokens"].as_u64().unwrap_or_default();
-    assert!((300..=412).contains(&used), "{used}");
+    let used = plain(&server, &body).await["usage"]["input_tokens"].clone();
+    let mut fits = json!(0);
+    for count in 1.. {
+        let mut messages = last(count);
+        messages.insert(0, json!({"role": "system", "content": "Be brief."}));
+        let tokens = prompt_tokens(&server, json!({"messages": messages})).await;
+        if tokens.as_u64().is_none_or(|tokens| tokens > CONTEXT as u64 - 100) {
+            break;
+        }
+        fits = tokens;
+    }
+    assert_eq!(used, fits);
 }
 
 #[tokio::test]

@@ -7,13 +7,14 @@ use crate::api::error::ApiError;
 use crate::api::state::App;
 use crate::api::types::Common;
 use crate::api::usage::Usage;
+use futures_util::future::AbortHandle;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
 /// An answer under way.
 pub struct Answer {
     app: Arc<App>,
-    pub id: String,
+    id: String,
     pub output: Output,
     /// All fields, in order; those that change have the values of the beginning.
     fields: Map<String, Value>,
@@ -59,9 +60,13 @@ impl Answer {
         Value::Object(fields)
     }
 
-    /// What a follow-up would continue, for a response that is made in the background.
-    pub fn background_input(&self) -> Option<Arc<Vec<Value>>> {
-        self.input.clone().filter(|_| self.background)
+    /// The response that whoever asks for it gets until there is more; `running` ends the work. Errors: too many are
+    /// made in the background already.
+    pub fn enqueue(&self, running: AbortHandle) -> Result<Value, ApiError> {
+        let queued = self.begun("queued");
+        let input = self.input.clone().unwrap_or_default();
+        self.app.responses.begin(&self.id, queued.clone(), input, running)?;
+        Ok(queued)
     }
 
     /// Whoever asks for it hears that the work has begun.

@@ -17,20 +17,19 @@ mod truncate;
 pub use store::{Store, StoreLimits};
 
 use super::body::JsonBody;
-use super::conversation::{Conversation, Reader};
+use super::conversation::Conversation;
 use super::error::ApiError;
 use super::generate::Generation;
 use super::state::App;
 use super::stream as wire;
 use answer::Answer;
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use futures_util::future::{AbortHandle, Abortable};
 use request::ResponsesRequest;
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use std::sync::Arc;
 use stream::ResponseFrames;
 use tokio::sync::mpsc;
@@ -49,48 +48,33 @@ pub async fn create(State(app): State<Arc<App>>, mut body: JsonBody) -> Result<R
         cut.map_err(|error| request.names.restate(error))?;
     }
     let opened = Conversation::open(&app, &body).await;
-    let Conversation { common, generation, reader, .. } =
-        opened.map_err(|error| request.names.restate(error))?;
+    let mut conversation = opened.map_err(|error| request.names.restate(error))?;
     let (stream, background) = (request.stream, request.background);
-    let answer = Answer::new(&app, request, &common);
-    match (background, stream) {
-        (true, _) => in_background(&app, generation, reader, answer, stream),
-        (false, true) => {
-            Ok(wire::respond(generation, ResponseFrames::new(reader, answer), app.options.keep_alive))
-        }
-        (false, false) => Ok(Json(collect(generation, reader, answer).await?).into_response()),
+    let mut answer = Answer::new(&app, request, &conversation.common);
+    if !stream && !background {
+        let take = |chunk| drop(answer.output.take(chunk));
+        let usage = conversation.each(take).await?;
+        return Ok(Json(answer.completed(usage)).into_response());
     }
-}
-
-/// The stream, collected.
-async fn collect(
-    mut generation: Generation,
-    mut reader: Reader,
-    mut answer: Answer,
-) -> Result<Value, ApiError> {
-    while let Some(update) = generation.next().await {
-        for chunk in reader.chunks(update?) {
-            answer.output.take(chunk);
-        }
+    let Conversation { generation, reader, .. } = conversation;
+    let frames = ResponseFrames::new(reader, answer);
+    if background {
+        return in_background(&app, generation, frames, stream);
     }
-    Ok(answer.completed(generation.usage()))
+    Ok(wire::respond(generation, frames, app.options.keep_alive))
 }
 
 /// Goes on whether anybody listens or not. Errors: too many do already.
 fn in_background(
     app: &Arc<App>,
     generation: Generation,
-    reader: Reader,
-    answer: Answer,
+    frames: ResponseFrames,
     stream: bool,
 ) -> Result<Response, ApiError> {
     let (handle, registration) = AbortHandle::new_pair();
-    let queued = answer.begun("queued");
-    if let Some(input) = answer.background_input() {
-        app.responses.begin(&answer.id, queued.clone(), input, handle)?;
-    }
+    let queued = frames.answer.enqueue(handle)?;
     let (send, events) = mpsc::channel(EVENTS_WAITING_MAX);
-    let mut frames = wire::all(generation, ResponseFrames::new(reader, answer)).boxed();
+    let mut frames = wire::all(generation, frames).boxed();
     let work = async move {
         let mut heard = stream;
         while let Some(frame) = frames.next().await {
@@ -109,9 +93,9 @@ fn in_background(
 pub async fn retrieve(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
-    Query(query): Query<HashMap<String, String>>,
+    RawQuery(query): RawQuery,
 ) -> Result<Json<Value>, ApiError> {
-    if query.get("stream").is_some_and(|stream| stream == "true") {
+    if query.is_some_and(|query| query.split('&').any(|pair| pair == "stream=true")) {
         return Err(ApiError::bad("stream", "A response that is kept cannot be streamed again."));
     }
     Ok(Json(Value::clone(&*app.responses.get(&id)?)))

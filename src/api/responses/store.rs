@@ -21,7 +21,7 @@ pub struct StoreLimits {
 
 impl Default for StoreLimits {
     fn default() -> Self {
-        Self { count: 1000, bytes: 256 << 20, age: Duration::from_secs(3600), running: 256 }
+        Self { count: 1000, bytes: 64 << 20, age: Duration::from_secs(3600), running: 256 }
     }
 }
 

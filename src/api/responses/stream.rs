@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 /// The stream's wire form.
 pub struct ResponseFrames {
     reader: Reader,
-    answer: Answer,
+    pub answer: Answer,
     /// Numbers the events.
     next: u64,
 }

@@ -1,6 +1,6 @@
 //! `truncation: auto`: a conversation that has become too long loses its oldest turns.
 
-use crate::api::conversation::prompt_len;
+use crate::api::conversation::Extent;
 use crate::api::error::ApiError;
 use crate::api::state::App;
 use serde_json::{Map, Value};
@@ -9,8 +9,8 @@ use std::sync::Arc;
 /// Leaves out as few of the oldest turns as make `chat` (a body of `/v1/chat/completions`) fit the context with room
 /// for an answer. What the system said stays, and so does the last turn, even if it does not fit.
 pub async fn to_context(app: &Arc<App>, chat: &mut Map<String, Value>) -> Result<(), ApiError> {
-    let context = app.ready(chat)?.model.max_model_len;
-    if prompt_len(app, chat).await? < context {
+    let Extent { len, context_len: context } = Extent::of(app, chat).await?;
+    if len < context {
         return Ok(());
     }
     let Some(Value::Array(messages)) = chat.get("messages").cloned() else { return Ok(()) };
@@ -24,7 +24,7 @@ pub async fn to_context(app: &Arc<App>, chat: &mut Map<String, Value>) -> Result
     while low < high {
         let middle = (low + high) / 2;
         chat.insert("messages".into(), from(&messages, starts[middle]));
-        if prompt_len(app, chat).await? + room <= context {
+        if Extent::of(app, chat).await?.len + room <= context {
             high = middle;
         } else {
             low = middle + 1;
