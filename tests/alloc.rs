@@ -64,6 +64,7 @@ fn costly(seed: u64) -> SamplingParams {
         repetition_penalty: 1.1,
         frequency_penalty: 0.1,
         logit_bias: vec![(3, 1.0)],
+        bad_words: vec![vec![4], vec![1, 2, 3]],
         ..sampling(1.0, seed)
     }
 }

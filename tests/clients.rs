@@ -10,6 +10,15 @@ use std::process::{Command, Stdio};
 
 #[test]
 fn the_openai_package_works_unchanged() {
+    suite("openai_client.py");
+}
+
+#[test]
+fn the_openai_package_keeps_and_continues_responses() {
+    suite("responses_client.py");
+}
+
+fn suite(script: &str) {
     let python = std::env::var("FERROTRON_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
     let has_package = Command::new(&python)
         .args(["-c", "import openai"])
@@ -22,9 +31,9 @@ fn the_openai_package_works_unchanged() {
     }
     let server =
         Server::ready(&["--max-model-len", "2048", "--api-key", "key-of-the-test", "--host", "127.0.0.1"]);
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/openai_client.py");
+    let script = format!("{}/tests/clients/{script}", env!("CARGO_MANIFEST_DIR"));
     let output = Command::new(&python)
-        .args([script, &format!("http://{}/v1", server.address), "key-of-the-test"])
+        .args([&script, &format!("http://{}/v1", server.address), &"key-of-the-test".to_owned()])
         .output()
         .expect("python ran a moment ago");
     assert!(

@@ -8,7 +8,7 @@ use super::generate::Update;
 use super::request_id::RequestId;
 use super::state::App;
 use super::stream::{self, Frame, Frames};
-use super::types::StreamOptions;
+use super::types::{Common, StreamOptions};
 use super::usage::Usage;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
@@ -22,26 +22,24 @@ pub async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let conversation = Conversation::open(&app, &body).await?;
-    let envelope = Envelope::new("chatcmpl", &conversation.common, &request_id.0);
-    let fingerprint = fingerprint(&conversation.resident.model);
     match conversation.common.stream {
         Some(options) => {
+            let envelope = envelope(&conversation.common, &request_id);
+            let fingerprint = fingerprint(&conversation.resident.model);
             let Conversation { generation, reader, .. } = conversation;
             let frames = ChatFrames { reader, envelope, fingerprint, options };
             Ok(stream::respond(generation, frames, app.options.keep_alive))
         }
         None => {
-            let plain = Plain {
-                envelope,
-                fingerprint,
-                include_reasoning: conversation.include_reasoning,
-                wants_logprobs: conversation.common.sampling.logprobs.is_some(),
-                return_ids: conversation.common.return_ids,
-            };
+            let plain = Plain::new(&conversation, &request_id);
             let answer = plain.into_json(conversation.collect().await?);
             Ok(axum::Json(answer).into_response())
         }
     }
+}
+
+fn envelope(common: &Common, request_id: &RequestId) -> Envelope {
+    Envelope::new("chatcmpl", common, &request_id.0)
 }
 
 /// The stream's wire form.
@@ -132,7 +130,7 @@ fn logprobs(entries: Vec<Value>) -> Value {
 }
 
 /// What a plain answer shows.
-struct Plain {
+pub struct Plain {
     envelope: Envelope,
     fingerprint: String,
     include_reasoning: bool,
@@ -141,7 +139,18 @@ struct Plain {
 }
 
 impl Plain {
-    fn into_json(self, collected: Collected) -> Value {
+    pub fn new(conversation: &Conversation, request_id: &RequestId) -> Self {
+        let Conversation { common, .. } = conversation;
+        Self {
+            envelope: envelope(common, request_id),
+            fingerprint: fingerprint(&conversation.resident.model),
+            include_reasoning: conversation.include_reasoning,
+            wants_logprobs: common.sampling.logprobs.is_some(),
+            return_ids: common.return_ids,
+        }
+    }
+
+    pub fn into_json(self, collected: Collected) -> Value {
         let Collected { messages, prompt, prompt_logprobs, usage } = collected;
         let mut answer = self.envelope.head("chat.completion");
         let choices = messages.into_iter().enumerate().map(|(index, message)| self.choice(index, message));

@@ -274,7 +274,8 @@ struct CompletionFrames {
 impl Frames for CompletionFrames {
     fn frames(&mut self, update: Update, usage: Usage, is_last: bool) -> Vec<Frame> {
         let Some(chunk) = self.writer.chunk(update) else { return Vec::new() };
-        if chunk.text.is_empty() && chunk.end.is_none() {
+        // A prompt of control tokens has scores and no text.
+        if chunk.text.is_empty() && chunk.logprobs.tokens.is_empty() && chunk.end.is_none() {
             return Vec::new();
         }
         let mut frame = self.writer.head();

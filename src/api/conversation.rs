@@ -16,7 +16,7 @@ use super::steer;
 use super::types::{ChatRequest, Common, CompletionRequest, Forced};
 use super::usage::Usage;
 use crate::text::{Chat, Delta, Mode};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 
 /// A chat that the engine has taken.
@@ -58,7 +58,9 @@ impl Conversation {
         let input = Input { prompt: prompt.clone(), borders, mode, one_call: request.one_call, steering };
         let generation = Generation::start(app, &lease, &common, vec![input], body.arrived)?;
         let named = matches!(request.forced, Some(Forced::Named(_)));
-        let reader = Reader { include_reasoning, named, ..Reader::new(app, resident, &common, prompt) };
+        let echo = request.echo.filter(|text| !text.is_empty());
+        let reader = Reader::new(app, resident, &common, prompt);
+        let reader = Reader { include_reasoning, named, echo, ..reader };
         Ok(Self { resident: lease, common, include_reasoning, generation, reader })
     }
 
@@ -163,6 +165,8 @@ pub struct Reader {
     include_reasoning: bool,
     /// The client has chosen what is called: that it is called is then no news, and the reason is `stop`.
     named: bool,
+    /// The beginning of each answer's content.
+    echo: Option<String>,
     choices: Vec<ChoiceState>,
     pub prompt: Vec<u32>,
 }
@@ -185,6 +189,7 @@ impl Reader {
             return_ids: common.return_ids,
             include_reasoning: true,
             named: false,
+            echo: None,
             choices: (0..common.n).map(|_| ChoiceState::default()).collect(),
             prompt,
         }
@@ -195,7 +200,8 @@ impl Reader {
         let pieces = match update.event {
             UpdateEvent::Started { prompt_logprobs } => {
                 let scores = prompt_logprobs.map(|scores| self.tokens.prompt_scores(&self.prompt, &scores));
-                vec![Piece::Role { prompt_logprobs: scores }]
+                let echo = self.echo.clone().map(Piece::Content);
+                [Piece::Role { prompt_logprobs: scores }].into_iter().chain(echo).collect()
             }
             UpdateEvent::Token { token, deltas } => {
                 self.note(choice, token);
@@ -312,6 +318,24 @@ impl Message {
             Piece::CallEnd => self.calls.extend(self.open.take()),
             Piece::End(end) => self.end = Some(end),
         }
+    }
+}
+
+/// The prompt that a body in the form of `/v1/chat/completions` makes, whether it fits or not.
+pub struct Extent {
+    /// In tokens.
+    pub len: usize,
+    /// Tokens of prompt and answer together.
+    pub context_len: usize,
+}
+
+impl Extent {
+    /// Errors: as [`Conversation::open`].
+    pub async fn of(app: &App, body: &Map<String, Value>) -> Result<Self, ApiError> {
+        let resident = app.described(body).await?;
+        let request = ChatRequest::read(body, app.rules(&resident))?;
+        let len = render(&resident, request.chat).await?.len();
+        Ok(Self { len, context_len: resident.model.max_model_len })
     }
 }
 

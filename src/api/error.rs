@@ -18,6 +18,8 @@ pub enum ApiError {
     Unauthorized,
     #[error("The model `{name}` does not exist. Served here: {served}.")]
     UnknownModel { name: String, served: String },
+    #[error("There is no response `{0}` here: it was not stored, or no longer is.")]
+    UnknownResponse(String),
     #[error("There is no route {method} {path} on this server.")]
     UnknownRoute { method: String, path: String },
     #[error("The method {method} is not allowed on {path}.")]
@@ -84,7 +86,9 @@ impl ApiError {
                 (StatusCode::BAD_REQUEST, "BadRequestError")
             }
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "AuthenticationError"),
-            Self::UnknownModel { .. } | Self::UnknownRoute { .. } => (StatusCode::NOT_FOUND, "NotFoundError"),
+            Self::UnknownModel { .. } | Self::UnknownResponse(_) | Self::UnknownRoute { .. } => {
+                (StatusCode::NOT_FOUND, "NotFoundError")
+            }
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge"),
             Self::HeadTooLarge { .. } | Self::TooManyFields { .. } => {
@@ -119,6 +123,7 @@ impl ApiError {
         let param = match self {
             Self::BadRequest { param, .. } => param.as_deref(),
             Self::UnknownModel { .. } | Self::DoesNotFit(_) | Self::NotLoaded(_) => Some("model"),
+            Self::UnknownResponse(_) => Some("response_id"),
             _ => None,
         };
         json!({"error": {"message": self.message(), "type": kind, "param": param, "code": status.as_u16()}})

@@ -12,7 +12,7 @@ use super::types::Common;
 use super::usage::Usage;
 use crate::engine::{Event, Failure, Finish, Request, RequestStream, SubmitError, Timings, TokenLogprobs};
 use crate::sample::Steering;
-use crate::text::{Decoder, DecoderOptions, Delta, Mode};
+use crate::text::{Decoder, DecoderOptions, Delta, Mode, Text};
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -109,6 +109,7 @@ impl Generation {
         arrived: Instant,
     ) -> Result<Self, ApiError> {
         let base_seed = common.seed.unwrap_or_else(|| app.ids.seed());
+        let bad_words = spellings(&lease.text, &common.bad_words)?;
         let mut choices = SelectAll::new();
         let mut usage = Usage::default();
         for input in inputs {
@@ -117,6 +118,7 @@ impl Generation {
             for answer in 0..common.n {
                 let index = choices.len();
                 let mut sampling = common.sampling.clone();
+                sampling.bad_words = bad_words.clone();
                 sampling.seed = base_seed.wrapping_add(index as u64);
                 let place = Place { index, group, counts_prompt: answer == 0, arrived };
                 let choice = Choice::submit(app, lease, common, &input, place, sampling)?;
@@ -170,6 +172,23 @@ pub fn fit(mut prompt: Vec<u32>, common: &Common, max_model_len: usize) -> Resul
         return Err(too_long(prompt.len(), max_model_len));
     }
     Ok(prompt)
+}
+
+/// The ids of each word, where it stands alone and where a space goes before it. Errors: the tokenizer's.
+fn spellings(text: &Text, words: &[String]) -> Result<Vec<Vec<u32>>, ApiError> {
+    let mut all = Vec::new();
+    for word in words {
+        let bare = Some(word.trim_start()).filter(|bare| !bare.is_empty()).unwrap_or(word);
+        for spelled in [bare.to_owned(), format!(" {bare}")] {
+            let ids = text.encode(&spelled, false).map_err(|error| {
+                ApiError::bad("bad_words", format!("A word of `bad_words` cannot be encoded: {error}."))
+            })?;
+            if !ids.is_empty() && !all.contains(&ids) {
+                all.push(ids);
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Agents look for the words "maximum context length" to compact their history.
@@ -426,7 +445,7 @@ fn failed(failure: Failure) -> ApiError {
 mod tests {
     use super::*;
     use crate::api::metrics::Metrics;
-    use crate::text::{Text, TextFiles};
+    use crate::text::TextFiles;
 
     fn choice(index: usize, counts_prompt: bool) -> Choice {
         let text = Text::load(TextFiles {

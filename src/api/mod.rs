@@ -17,6 +17,7 @@ mod anthropic;
 mod auth;
 mod body;
 mod chat;
+mod chat_batch;
 mod completions;
 mod conversation;
 mod cors;
@@ -28,6 +29,7 @@ mod exposition;
 mod fields;
 mod generate;
 mod ids;
+mod invocations;
 mod keeper;
 mod lifecycle;
 mod line;
@@ -41,6 +43,7 @@ mod probes;
 mod process;
 mod query;
 mod request_id;
+mod responses;
 mod roster;
 mod seat;
 mod server;
@@ -62,6 +65,7 @@ pub use error::ApiError;
 pub use keeper::{Keeping, Lease};
 pub use loader::{Estimate, Known, LoadError, Loader, STOP_TIMEOUT, Simulation, Target};
 pub use model::{Facts, ModelInfo, SamplingDefaults};
+pub use responses::StoreLimits;
 pub use server::{Drain, serve};
 pub use stall::watch_stalls;
 pub use state::{App, BODY_LIMIT_DEFAULT, Health, Options, Resident, reported_version};
@@ -106,9 +110,14 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/chat/completions/batch", post(chat_batch::create))
+        .route("/invocations", post(invocations::invoke))
         .route("/v1/completions", post(completions::create))
         .route("/v1/messages", post(anthropic::create))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::remove))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .merge(ollama::routes());

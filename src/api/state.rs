@@ -8,6 +8,7 @@ use super::keeper::{Keeper, Keeping, Lease};
 use super::loader::Known;
 use super::metrics::Metrics;
 use super::model::ModelInfo;
+use super::responses::{Store, StoreLimits};
 use super::roster::{Stage, Then};
 use super::steer::Grammars;
 use super::types::{RequestOptions, Rules};
@@ -41,6 +42,8 @@ pub struct Options {
     pub stall_timeout: Duration,
     /// `--seed`
     pub seed: Option<u64>,
+    /// How many responses are kept, and how long.
+    pub responses: StoreLimits,
     /// What `/version` says; starts with a dotted triple.
     pub version: String,
 }
@@ -64,6 +67,7 @@ impl Options {
             keep_alive: Duration::from_secs(15),
             stall_timeout: Duration::from_secs(120),
             seed: None,
+            responses: StoreLimits::default(),
             version: reported_version(),
         }
     }
@@ -93,6 +97,7 @@ pub struct App {
     pub grammars: Arc<Grammars>,
     /// Who is here, and who comes and goes.
     pub keeper: Arc<Keeper>,
+    pub responses: Store,
     load_error: OnceLock<String>,
     draining: AtomicBool,
     rescan: tokio::sync::Mutex<()>,
@@ -128,6 +133,7 @@ impl App {
             metrics: Arc::new(Metrics::new(&names)),
             grammars,
             keeper,
+            responses: Store::new(options.responses),
             options,
             load_error: OnceLock::new(),
             draining: AtomicBool::new(false),

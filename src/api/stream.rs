@@ -55,9 +55,16 @@ pub trait Frames: Send + 'static {
 
 /// Streams `generation` through `frames` as server-sent events. Dropping the response's body cancels the generation.
 pub fn respond<F: Frames>(generation: Generation, frames: F, keep_alive: Duration) -> Response {
+    respond_frames::<F>(all(generation, frames), keep_alive)
+}
+
+/// The same for frames of the form `F` that somebody else has made.
+pub fn respond_frames<F: Frames>(
+    frames: impl futures_util::Stream<Item = Frame> + Send + 'static,
+    keep_alive: Duration,
+) -> Response {
     let end = F::END.map(|end| Event::default().data(end));
-    let events =
-        Stream::open(generation, frames).map(event).chain(stream::iter(end)).map(Ok::<_, Infallible>);
+    let events = frames.map(event).chain(stream::iter(end)).map(Ok::<_, Infallible>);
     let sse = Sse::new(events);
     let mut response = if keep_alive.is_zero() {
         sse.into_response()
@@ -70,8 +77,7 @@ pub fn respond<F: Frames>(generation: Generation, frames: F, keep_alive: Duratio
 
 /// Streams `generation` through `frames` as lines of JSON. Dropping the response's body cancels the generation.
 pub fn respond_lines(generation: Generation, frames: impl Frames) -> Response {
-    let lines =
-        Stream::open(generation, frames).map(|frame| Ok::<_, Infallible>(format!("{}\n", frame.data)));
+    let lines = all(generation, frames).map(|frame| Ok::<_, Infallible>(format!("{}\n", frame.data)));
     let mut response = Body::from_stream(lines).into_response();
     unbuffered(&mut response, "application/x-ndjson");
     response
@@ -84,6 +90,19 @@ fn unbuffered(response: &mut Response, media: &'static str) {
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
 }
 
+/// All frames of a generation. Dropping them cancels it.
+pub fn all<F: Frames>(
+    generation: Generation,
+    mut frames: F,
+) -> impl futures_util::Stream<Item = Frame> + Send {
+    let ready = frames.opening(generation.usage()).into();
+    let state = Stream { generation, frames, ready, closing: false };
+    stream::unfold(state, |mut state| async move {
+        let frame = state.next().await?;
+        Some((frame, state))
+    })
+}
+
 struct Stream<F> {
     generation: Generation,
     frames: F,
@@ -94,15 +113,6 @@ struct Stream<F> {
 }
 
 impl<F: Frames> Stream<F> {
-    fn open(generation: Generation, mut frames: F) -> impl futures_util::Stream<Item = Frame> {
-        let ready = frames.opening(generation.usage()).into();
-        let state = Self { generation, frames, ready, closing: false };
-        stream::unfold(state, |mut state| async move {
-            let frame = state.next().await?;
-            Some((frame, state))
-        })
-    }
-
     async fn next(&mut self) -> Option<Frame> {
         while self.ready.is_empty() && !self.closing {
             match self.generation.next().await {

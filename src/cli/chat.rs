@@ -88,12 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         top_p: generation.top_p.unwrap_or(1.0),
         min_p: generation.min_p.unwrap_or(0.0),
         repetition_penalty: generation.repetition_penalty.unwrap_or(1.0),
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        allowed_ids: None,
-        seed: args.seed,
-        logprobs: None,
+        ..SamplingParams::plain(1.0, args.seed)
     };
     sampling.check(resident.config.vocab_size)?;
     let stop_ids = resident.stop_ids();

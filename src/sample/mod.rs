@@ -48,6 +48,8 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(u32, f32)>,
     /// If given, every other id is masked.
     pub allowed_ids: Option<Vec<u32>>,
+    /// Ids that must not follow one another in the output; none of the lists is empty.
+    pub bad_words: Vec<Vec<u32>>,
     pub seed: u64,
     /// Top log-probabilities wanted per token; None = none, Some(0) = only the chosen id's.
     pub logprobs: Option<u32>,
@@ -76,6 +78,7 @@ impl SamplingParams {
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
             allowed_ids: None,
+            bad_words: Vec::new(),
             seed,
             logprobs: None,
         }
@@ -123,6 +126,12 @@ impl SamplingParams {
             if let Some(id) = allowed.iter().find(|&&id| id as usize >= vocab) {
                 return refuse("allowed_token_ids", &format!("ids below {vocab}"), id.to_string());
             }
+        }
+        if self.bad_words.iter().any(Vec::is_empty) {
+            return refuse("bad_words", "at least one id in each", "none".into());
+        }
+        if let Some(id) = self.bad_words.iter().flatten().find(|&&id| id as usize >= vocab) {
+            return refuse("bad_words", &format!("ids below {vocab}"), id.to_string());
         }
         if let Some(count) = self.logprobs.filter(|&count| count as usize > vocab) {
             return refuse("top_logprobs", &format!("at most {vocab}"), count.to_string());

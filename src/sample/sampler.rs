@@ -39,7 +39,7 @@ impl Workspace {
 ///
 /// 0. ids that the steering forbids are masked, and nothing below brings them back; ids that it forces, and the end
 ///    of a complete answer, obey no other rule;
-/// 1. ids not in `allowed_ids` are masked, 2. stop ids too until `min_tokens` are drawn, 3. `logit_bias` is added
+/// 1. ids not in `allowed_ids` are masked, and those that would end one of `bad_words`; 2. stop ids too until `min_tokens` are drawn, 3. `logit_bias` is added
 ///    (a masked id stays masked), 4. repetition, frequency and presence penalties;
 /// 5. with temperature 0 the greatest wins, of equals the lowest id; else 6. temperature, 7. `min_p` relative to
 ///    the best, 8. `top_k` (exactly k: of equals the lowest ids), 9. `top_p` of what is left, 10. the draw.
@@ -54,6 +54,8 @@ pub struct Sampler {
     generated: usize,
     /// Kept only if a penalty needs it.
     counts: Option<Counts>,
+    /// The last ids of the output, as many as a bad word can begin with.
+    recent: Recent,
     helm: Option<Box<Helm>>,
 }
 
@@ -72,7 +74,8 @@ impl Sampler {
             || params.frequency_penalty != 0.0
             || params.presence_penalty != 0.0;
         let counts = penalised.then(|| Counts::new(prompt, max_tokens, vocab));
-        Self { params, stop_ids, min_tokens, generated: 0, counts, helm: None }
+        let recent = Recent::new(params.bad_words.iter().map(|word| word.len() - 1).max().unwrap_or(0));
+        Self { params, stop_ids, min_tokens, generated: 0, counts, recent, helm: None }
     }
 
     /// Under the rules of `steering`, from the first id on.
@@ -151,6 +154,7 @@ impl Sampler {
         if let Some(counts) = &mut self.counts {
             counts.add_output(id);
         }
+        self.recent.add(id);
         if let Some(helm) = &mut self.helm {
             helm.accept(id);
         }
@@ -176,14 +180,15 @@ impl Sampler {
     }
 
     fn has_rules(&self) -> bool {
-        let SamplingParams { allowed_ids, logit_bias, .. } = &self.params;
-        allowed_ids.is_some() || !logit_bias.is_empty() || self.counts.is_some() || self.holds_stop_ids_back()
+        let SamplingParams { allowed_ids, bad_words, logit_bias, .. } = &self.params;
+        let masks = allowed_ids.is_some() || !bad_words.is_empty() || self.holds_stop_ids_back();
+        masks || !logit_bias.is_empty() || self.counts.is_some()
     }
 
     /// Steps 0 to 4: `scores` become the logits as the request wants them, masked ids −∞.
     fn apply_rules(&self, workspace: &mut Workspace, logits: &[f32], rule: &Rule<'_>) {
         let scores = &mut workspace.scores;
-        let SamplingParams { allowed_ids, logit_bias, .. } = &self.params;
+        let SamplingParams { allowed_ids, bad_words, logit_bias, .. } = &self.params;
         let complete = matches!(rule, Rule::Complete);
         match allowed_ids {
             None => scores.copy_from_slice(logits),
@@ -214,6 +219,14 @@ impl Sampler {
         if self.holds_stop_ids_back() && !complete || matches!(rule, Rule::Unended) {
             for &id in &self.stop_ids {
                 scores[id as usize] = f32::NEG_INFINITY;
+            }
+        }
+        if !complete {
+            for word in bad_words {
+                let Some((&last, before)) = word.split_last() else { continue };
+                if self.recent.ids.ends_with(before) {
+                    scores[last as usize] = f32::NEG_INFINITY;
+                }
             }
         }
         for &(id, bias) in logit_bias {
@@ -321,6 +334,30 @@ pub fn logprobs(
     workspace.candidates.sort_unstable_by(better);
     let top = workspace.candidates.iter().map(|candidate| (candidate.id, logprob(candidate.value)));
     Ok(TokenLogprobs { logprob: logprob(logits[id as usize]), top: top.collect() })
+}
+
+/// The end of a sequence's output.
+#[derive(Debug)]
+struct Recent {
+    /// Never grows beyond what it was made for.
+    ids: Vec<u32>,
+    len_max: usize,
+}
+
+impl Recent {
+    fn new(len_max: usize) -> Self {
+        Self { ids: Vec::with_capacity(len_max), len_max }
+    }
+
+    fn add(&mut self, id: u32) {
+        if self.len_max == 0 {
+            return;
+        }
+        if self.ids.len() == self.len_max {
+            self.ids.remove(0);
+        }
+        self.ids.push(id);
+    }
 }
 
 /// Which ids a sequence has, and how often in its output.

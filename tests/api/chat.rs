@@ -144,3 +144,98 @@ async fn the_last_word_of_an_answer_says_how_long_it_took() {
         }
     }
 }
+
+#[tokio::test]
+async fn functions_are_tools_under_their_old_name() {
+    let server = Server::answering(CALL).await;
+    let functions = json!([weather()[0]["function"]]);
+    let of_tools = server.json(CHAT, chat(json!({"tools": weather()}))).await;
+    for choice in [json!(null), json!("auto")] {
+        let body = chat(json!({"functions": functions, "function_call": choice}));
+        assert_eq!(server.json(CHAT, body).await, of_tools);
+    }
+    let (_, none) = server.json(CHAT, chat(json!({"functions": functions, "function_call": "none"}))).await;
+    assert!(none["choices"][0]["message"].get("tool_calls").is_none(), "{none}");
+    let named = chat(json!({"functions": functions, "function_call": {"name": "weather"}}));
+    let (_, named) = server.json(CHAT, named).await;
+    assert_eq!(named["choices"][0]["message"]["tool_calls"][0]["function"]["name"], "weather");
+}
+
+#[tokio::test]
+async fn any_tool_is_a_required_one() {
+    let server = Server::answering(CALL).await;
+    let answer = async |choice: &str| {
+        server.json(CHAT, chat(json!({"tools": weather(), "tool_choice": choice}))).await
+    };
+    assert_eq!(answer("any").await, answer("required").await);
+}
+
+#[tokio::test]
+async fn a_banned_word_is_not_said() {
+    let server = Server::answering("</think>one two three").await;
+    let (_, answer) = server.json(CHAT, chat(json!({"bad_words": ["two"], "max_tokens": 9}))).await;
+    let said = answer["choices"][0]["message"]["content"].to_string();
+    assert!(said.contains("one") && !said.contains(" two"), "{said}");
+}
+
+#[tokio::test]
+async fn an_answer_that_goes_on_may_begin_with_what_was_said() {
+    let server = Server::answering(" is forty-two.").await;
+    let messages = json!([{"role": "user", "content": "?"}, {"role": "assistant", "content": "The answer"}]);
+    let body = json!({"messages": messages, "continue_final_message": true, "echo": true,
+        "chat_template_kwargs": {"enable_thinking": false}});
+    let (_, answer) = server.json(CHAT, chat(body.clone())).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "The answer is forty-two.", "{answer}");
+    let mut body = chat(body);
+    body["stream"] = json!(true);
+    let events = server.events(CHAT, body.clone()).await;
+    assert!(events.lines().nth(1).is_some_and(|second| second.contains("The answer")), "{events}");
+    body["messages"] = json!([{"role": "user", "content": "?"}]);
+    body["continue_final_message"] = json!(false);
+    assert!(!server.events(CHAT, body).await.contains("?"), "only the assistant's own words are echoed");
+}
+
+#[tokio::test]
+async fn a_batch_has_a_choice_for_each_conversation() {
+    let server = Server::answering("Hm.\n</think>\nYes.").await;
+    let (_, alone) = server.json(CHAT, chat(json!({"logprobs": true}))).await;
+    let history = chat(json!({}))["messages"].clone();
+    let mut body = chat(json!({"messages": [history, history, history], "logprobs": true}));
+    let (status, answer) = server.json(&format!("{CHAT}/batch"), body.clone()).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    for index in 0..3 {
+        let mut expected = alone["choices"][0].clone();
+        expected["index"] = json!(index);
+        assert_eq!(answer["choices"][index], expected);
+    }
+    for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+        assert_eq!(
+            answer["usage"][count].as_u64(),
+            alone["usage"][count].as_u64().map(|one| 3 * one),
+            "{answer}"
+        );
+    }
+    body["messages"][1] = json!([{"role": "wizard"}]);
+    let (status, error) = server.json(&format!("{CHAT}/batch"), body).await;
+    assert_eq!((status, &error["error"]["param"]), (StatusCode::BAD_REQUEST, &json!("messages[1][0].role")));
+    for (extra, param) in [
+        (json!({"messages": []}), "messages"),
+        (json!({}), "messages[0]"),
+        (json!({"messages": [[]], "stream": true}), "stream"),
+        (json!({"messages": [[]], "n": 2}), "n"),
+        (json!({"messages": [[]], "return_token_ids": true}), "return_token_ids"),
+    ] {
+        let (status, error) = server.json(&format!("{CHAT}/batch"), chat(extra)).await;
+        assert_eq!((status, &error["error"]["param"]), (StatusCode::BAD_REQUEST, &json!(param)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_invocation_is_what_its_body_is() {
+    let server = Server::answering("</think>Yes.").await;
+    let object = async |body: Value| server.json("/invocations", body).await.1["object"].clone();
+    assert_eq!(object(chat(json!({}))).await, "chat.completion");
+    assert_eq!(object(json!({"prompt": "Once"})).await, "text_completion");
+    assert_eq!(object(json!({"input": "Once"})).await, "response");
+    assert_eq!(server.json("/invocations", json!({})).await.0, StatusCode::BAD_REQUEST);
+}

@@ -62,3 +62,100 @@ async fn ids_and_text_are_each_others_inverse() {
     let (_, answer) = server.json(CHAT, chat(json!({"tools": weather(), "max_tokens": 1}))).await;
     assert_eq!(counted["count"], answer["usage"]["prompt_tokens"]);
 }
+
+/// Joins the pieces of each choice of a stream into what a plain answer has.
+fn folded(events: &str) -> Vec<Value> {
+    let mut choices: Vec<Value> = Vec::new();
+    for line in events.lines().filter(|line| *line != "[DONE]") {
+        let event: Value = serde_json::from_str(line).expect("an event is JSON");
+        for piece in event["choices"].as_array().into_iter().flatten() {
+            let index = piece["index"].as_u64().unwrap_or_default() as usize;
+            if choices.len() <= index {
+                choices.resize(index + 1, json!({"text": "", "logprobs": null}));
+            }
+            let choice = &mut choices[index];
+            assert!(choice["finish_reason"].is_null(), "nothing follows the end: {line}");
+            let text =
+                [&choice["text"], &piece["text"]].map(|text| text.as_str().unwrap_or_default()).concat();
+            choice["text"] = json!(text);
+            choice["finish_reason"] = piece["finish_reason"].clone();
+            choice["stop_reason"] = piece["stop_reason"].clone();
+            for (list, values) in piece["logprobs"].as_object().into_iter().flatten() {
+                let mut all = choice["logprobs"][list].as_array().cloned().unwrap_or_default();
+                all.extend(values.as_array().cloned().unwrap_or_default());
+                choice["logprobs"][list] = Value::Array(all);
+            }
+        }
+    }
+    choices
+}
+
+#[tokio::test]
+async fn a_stream_folds_into_the_plain_answer() {
+    let server = Server::answering(" Grüße, one two <think> 🦀.").await;
+    let ids = server.json("/tokenize", json!({"prompt": "Once upon"})).await.1["tokens"].clone();
+    let prompts =
+        [json!("Once"), json!(["Once", "upon"]), ids.clone(), json!([ids, [7]]), json!(["a", [8, 9]])];
+    let extras = [
+        json!({}),
+        json!({"echo": true}),
+        json!({"echo": true, "logprobs": 2, "max_tokens": 5}),
+        json!({"logprobs": 0, "stop": ["e t"]}),
+        json!({"n": 2, "temperature": 1, "seed": 3, "include_stop_str_in_output": true, "stop": ["one"]}),
+        json!({"max_tokens": 0, "echo": true}),
+    ];
+    for prompt in &prompts {
+        for extra in &extras {
+            let mut body = json!({"prompt": prompt, "temperature": 0, "max_tokens": 30});
+            body.as_object_mut().expect("an object").extend(extra.as_object().cloned().unwrap_or_default());
+            let (status, answer) = server.json("/v1/completions", body.clone()).await;
+            assert_eq!(status, StatusCode::OK, "{body}: {answer}");
+            body["stream"] = json!(true);
+            let folded = folded(&server.events("/v1/completions", body.clone()).await);
+            let plain = answer["choices"].as_array().cloned().unwrap_or_default();
+            assert_eq!(folded.len(), plain.len(), "{body}");
+            for (index, (one, other)) in plain.iter().zip(&folded).enumerate() {
+                assert_eq!(one["index"], index, "{body}");
+                for name in ["text", "logprobs", "finish_reason", "stop_reason"] {
+                    assert_eq!(one[name], other[name], "{body}: {name} of choice {index}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_are_numbered_by_prompt_and_then_by_answer() {
+    let server = Server::answering(" yes").await;
+    let body = json!({"prompt": ["a", "b"], "n": 2, "temperature": 1, "echo": true});
+    let (_, answer) = server.json("/v1/completions", body).await;
+    let texts: Vec<&Value> =
+        answer["choices"].as_array().into_iter().flatten().map(|choice| &choice["text"]).collect();
+    assert_eq!(texts, ["a yes", "a yes", "b yes", "b yes"]);
+}
+
+#[tokio::test]
+async fn what_completions_cannot_do_is_named() {
+    let server = Server::answering("x").await;
+    for (extra, param) in [
+        (json!({"suffix": "y"}), "suffix"),
+        (json!({"best_of": 2}), "best_of"),
+        (json!({"prompt_embeds": "AAAA"}), "prompt_embeds"),
+        (json!({"max_tokens": 0}), "max_tokens"),
+        (json!({"logprobs": 21}), "logprobs"),
+        (json!({"prompt": vec!["x"; 1025]}), "prompt"),
+        (json!({"prompt": [[1], []]}), "prompt"),
+        (json!({"prompt": ["x", 1]}), "prompt"),
+        (json!({"prompt": {"a": 1}}), "prompt"),
+        (json!({"bad_words": "x"}), "bad_words"),
+        (json!({"logprob_token_ids": [1]}), "logprob_token_ids"),
+        (json!({"use_beam_search": true}), "use_beam_search"),
+    ] {
+        let mut body = json!({"prompt": "x"});
+        body.as_object_mut().expect("an object").extend(extra.as_object().cloned().unwrap_or_default());
+        let (status, error) = server.json("/v1/completions", body).await;
+        assert_eq!((status, &error["error"]["param"]), (StatusCode::BAD_REQUEST, &json!(param)), "{error}");
+    }
+    let harmless = json!({"prompt": "x", "suffix": "", "best_of": 1, "length_penalty": 1, "user": "me"});
+    assert_eq!(server.json("/v1/completions", harmless).await.0, StatusCode::OK);
+}

@@ -9,6 +9,7 @@ mod models;
 mod ollama;
 mod probes;
 mod refused;
+mod responses;
 mod router;
 mod steer;
 mod world;

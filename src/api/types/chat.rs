@@ -33,15 +33,15 @@ pub struct ChatRequest {
     pub force_nonempty_content: bool,
     /// `include_reasoning: false` keeps the thought to ourselves; it still counts.
     pub include_reasoning: bool,
+    /// `echo`: what the assistant had said already, if the answer goes on from there.
+    pub echo: Option<String>,
 }
 
 impl ChatRequest {
     pub fn read(body: &Map<String, Value>, rules: Rules) -> Result<Self, ApiError> {
         let fields = Fields::top(body);
         refuse(&fields)?;
-        if fields.bool("echo")? == Some(true) {
-            return Err(fields.bad("echo", "`echo` is not supported for chats; /v1/completions has it."));
-        }
+        let echoes = fields.bool("echo")?.unwrap_or(false);
         let older = max_tokens(&fields, "max_tokens", 1, rules)?;
         let max = max_tokens(&fields, "max_completion_tokens", 1, rules)?.or(older);
         let logprobs = logprobs(&fields, rules)?;
@@ -58,6 +58,8 @@ impl ChatRequest {
             ));
         }
         let chat = chat(&fields, tools.shown, rules)?;
+        let said = chat.messages.last().filter(|last| last.role == "assistant");
+        let echo = said.filter(|_| echoes).and_then(|said| said.content.clone());
         let flag = |name| chat.kwargs.get(name).and_then(Value::as_bool);
         Ok(Self {
             thinking: flag("enable_thinking").unwrap_or(true),
@@ -69,6 +71,7 @@ impl ChatRequest {
             constraint,
             thinking_budget: thinking_budget(&fields)?,
             low_effort: flag("low_effort").unwrap_or(false),
+            echo,
             common,
             chat,
         })
@@ -220,6 +223,9 @@ mod tests {
             ("logit_bias", json!({"a": 1})),
             ("logit_bias", json!([1])),
             ("allowed_token_ids", json!([])),
+            ("bad_words", json!("x")),
+            ("bad_words", json!(["x", ""])),
+            ("bad_words", json!(vec!["x"; 129])),
             ("truncate_prompt_tokens", json!(0)),
             ("stream", json!("yes")),
             ("stream_options", json!({})),

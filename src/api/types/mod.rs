@@ -2,7 +2,7 @@
 
 mod chat;
 mod completion;
-mod content;
+pub mod content;
 mod message;
 mod refused;
 mod sampling;

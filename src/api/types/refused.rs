@@ -6,11 +6,8 @@ use crate::api::fields::Fields;
 use serde_json::Value;
 
 /// Other fields without an implementation behind them, and what they would do.
-const MISSING: [(&str, &str); 3] = [
-    ("bad_words", "banning words"),
-    ("logprob_token_ids", "log-probabilities of chosen ids"),
-    ("prompt_embeds", "prompts as embeddings"),
-];
+const MISSING: [(&str, &str); 2] =
+    [("logprob_token_ids", "log-probabilities of chosen ids"), ("prompt_embeds", "prompts as embeddings")];
 
 /// Errors: 400 that names the first field which would have to be ignored.
 pub fn refuse(fields: &Fields) -> Result<(), ApiError> {
@@ -42,7 +39,7 @@ mod tests {
 
     #[test]
     fn empty_lists_ask_for_nothing() {
-        check(json!({"bad_words": []}), None);
-        check(json!({"bad_words": ["x"]}), Some("bad_words"));
+        check(json!({"logprob_token_ids": []}), None);
+        check(json!({"logprob_token_ids": [1]}), Some("logprob_token_ids"));
     }
 }

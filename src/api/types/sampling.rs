@@ -12,6 +12,9 @@ use std::time::Duration;
 const CHOICES_MAX: i64 = 128;
 /// Stop strings one request may hold; matching costs time for each.
 const STOPS_MAX: usize = 64;
+/// Words one request may ban, and the characters of each: every one is looked for before each draw.
+const BAD_WORDS_MAX: usize = 128;
+const BAD_WORD_CHARS_MAX: usize = 256;
 /// Below this a temperature only overflows the division; vLLM raises it as well.
 const TEMPERATURE_MIN: f32 = 0.01;
 /// Length of a `cache_salt` and of a client's request id.
@@ -33,6 +36,8 @@ pub struct Common {
     pub stop: Vec<String>,
     /// `stop_token_ids`: reported in `stop_reason`.
     pub stop_ids: Vec<u32>,
+    /// As text; which ids those are, the tokenizer knows.
+    pub bad_words: Vec<String>,
     pub include_stop: bool,
     pub ignore_eos: bool,
     pub min_tokens: usize,
@@ -91,6 +96,7 @@ impl Common {
             sampling,
             seed: fields.integer("seed", i64::MIN..=i64::MAX)?.and_then(|seed| u64::try_from(seed).ok()),
             stop: stop(fields)?,
+            bad_words: bad_words(fields)?,
             stop_ids: fields.ids("stop_token_ids", rules.model.vocab_size)?.unwrap_or_default(),
             include_stop: fields.bool("include_stop_str_in_output")?.unwrap_or(false),
             ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
@@ -170,6 +176,7 @@ fn sampling(fields: &Fields, rules: Rules, logprobs: Option<u32>) -> Result<Samp
         frequency_penalty: penalty("frequency_penalty")?.unwrap_or(0.0),
         logit_bias: logit_bias(fields, rules.model.vocab_size)?,
         allowed_ids,
+        bad_words: Vec::new(),
         seed: 0,
         logprobs,
     })
@@ -221,6 +228,21 @@ fn stop(fields: &Fields) -> Result<Vec<String>, ApiError> {
         return Err(fields.bad("stop", "`stop` must not hold an empty string."));
     }
     Ok(strings)
+}
+
+fn bad_words(fields: &Fields) -> Result<Vec<String>, ApiError> {
+    let words = fields.array("bad_words")?.unwrap_or_default();
+    if words.len() > BAD_WORDS_MAX {
+        let message = format!("`bad_words` must hold at most {BAD_WORDS_MAX} words, got {}.", words.len());
+        return Err(fields.bad("bad_words", message));
+    }
+    let fits = |word: &&str| !word.is_empty() && word.chars().count() <= BAD_WORD_CHARS_MAX;
+    let word = |value: &serde_json::Value| value.as_str().filter(fits).map(str::to_owned);
+    words.iter().map(word).collect::<Option<Vec<_>>>().ok_or_else(|| {
+        let expected =
+            format!("`bad_words` must be a list of strings of 1 to {BAD_WORD_CHARS_MAX} characters.");
+        fields.bad("bad_words", expected)
+    })
 }
 
 fn stream(fields: &Fields, rules: Rules) -> Result<Option<StreamOptions>, ApiError> {

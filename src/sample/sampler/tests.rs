@@ -212,3 +212,20 @@ fn logprobs_of_a_certain_id_are_not_above_zero() {
     let found = logprobs(&mut Workspace::new(2), &[1e30, -1e30], 0, 2).unwrap();
     assert_eq!((found.logprob, found.top[0]), (0.0, (0, 0.0)));
 }
+
+#[test]
+fn a_bad_word_never_comes_whole() {
+    let logits = [1.0, 3.0, 2.0, 0.0];
+    let mut sampler = sampler(SamplingParams { bad_words: vec![vec![1], vec![2, 2, 0]], ..greedy() });
+    let mut next = |accepted: &[u32], logits: &[f32]| {
+        accepted.iter().for_each(|&id| sampler.accept(id));
+        sample(&mut sampler, logits, 0)
+    };
+    assert_eq!(next(&[], &logits), Ok(2));
+    let wants_0 = [9.0, 3.0, 2.0, 0.0];
+    assert_eq!(next(&[2], &wants_0), Ok(0), "only a part of it was said");
+    assert_eq!(next(&[2], &wants_0), Ok(2));
+    assert_eq!(next(&[3], &wants_0), Ok(0));
+    let all = SamplingParams { bad_words: vec![vec![0], vec![1]], ..greedy() };
+    assert_eq!(sample(&mut self::sampler(all), &[1.0, 2.0], 0), Err(Failure::NothingAllowed));
+}
