@@ -19,7 +19,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
 /// Crates that stay in one room.
 const GUESTS: [(&str, &[&str]); 8] = [
     ("axum", &["api", "cli"]),
-    ("hyper", &["cli"]),
+    ("hyper", &["api", "cli"]),
     ("tokenizers", &["text"]),
     ("minijinja", &["text"]),
     ("safetensors", &["weights"]),

@@ -40,7 +40,7 @@ impl FromRequest<Arc<App>> for JsonBody {
 
 /// Proxies sort their clients into classes without touching the body: the header stands for the field where there
 /// is none. Errors: 400 if it is no integer.
-fn priority(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
+pub fn priority(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
     let Some(value) = headers.get("x-vllm-priority") else { return Ok(None) };
     let number = value.to_str().ok().and_then(|value| value.trim().parse().ok());
     number
@@ -59,7 +59,7 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 /// All of the body; without a declared length it is counted as it comes.
-async fn read(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+pub async fn read(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
     let mut chunks = body.into_data_stream();
     let mut bytes = Vec::new();
     while let Some(chunk) = chunks.next().await {

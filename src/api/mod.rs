@@ -22,6 +22,7 @@ mod envelope;
 mod error;
 mod exposition;
 mod fields;
+mod fallback;
 mod generate;
 mod ids;
 mod meter;
@@ -45,6 +46,7 @@ pub use body::read_object;
 pub use cors::CorsOptions;
 pub use error::ApiError;
 pub use model::{ModelInfo, SamplingDefaults};
+pub use fallback::Fallback;
 pub use server::{Drain, serve};
 pub use stall::watch_stalls;
 pub use state::{App, BODY_LIMIT_DEFAULT, Health, Options, Resident, reported_version};
@@ -100,6 +102,7 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(app.clone(), fallback::relay))
         .layer(from_fn_with_state(app.clone(), auth::require_key))
         .layer(app.options.cors.layer(!app.options.api_keys.is_empty()))
         .layer(from_fn_with_state(app.clone(), request_id::observe))

@@ -3,6 +3,7 @@
 use super::error::ApiError;
 use super::exposition::{Labels, View};
 use super::fields::Fields;
+use super::fallback::Fallback;
 use super::ids::IdSource;
 use super::metrics::Metrics;
 use super::model::ModelInfo;
@@ -34,6 +35,8 @@ pub struct Options {
     /// `--seed`
     pub seed: Option<u64>,
     /// What `/version` says; starts with a dotted triple.
+    /// `--fallback`: who answers in our place.
+    pub fallback: Option<Fallback>,
     pub version: String,
 }
 
@@ -56,6 +59,7 @@ impl Options {
             version: reported_version(),
         }
     }
+            fallback: None,
 }
 
 /// Some clients gate features on vLLM's version, so ours stands behind the one we follow.

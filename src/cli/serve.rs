@@ -11,8 +11,8 @@ pub use spelling::spell;
 
 use super::resident::Resident;
 use crate::api::{
-    self, App, CorsOptions, Drain, ModelInfo, Options, RequestOptions, SamplingDefaults, log_throughput,
-    watch_stalls,
+    self, App, CorsOptions, Drain, Fallback, ModelInfo, Options, RequestOptions, SamplingDefaults,
+    log_throughput, watch_stalls,
 };
 use crate::engine::{self, Busy, EngineConfig, Status, TraceWriter};
 use anyhow::{Context as _, bail};
@@ -330,6 +330,7 @@ pub fn options(args: &Args, models: &[Served]) -> anyhow::Result<Options> {
     if let Some(version) = &args.reported_version {
         options.version.clone_from(version);
     }
+    options.fallback = fallback(args)?;
     Ok(options)
 }
 
@@ -341,6 +342,14 @@ pub async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
     let host = args.host.as_deref().filter(|host| !host.is_empty()).unwrap_or(default);
     let port = args.port;
     TcpListener::bind((host, port)).await.map_err(|error| match error.kind() {
+/// Errors: no such URL, a key that cannot be sent.
+fn fallback(args: &Args) -> anyhow::Result<Option<Fallback>> {
+    let Some(url) = &args.fallback else { return Ok(None) };
+    let key = args.fallback_api_key.as_deref().filter(|key| !key.is_empty());
+    let fallback = Fallback::new(url, key, args.fallback_model.clone());
+    fallback.map(Some).map_err(|error| anyhow::anyhow!("--fallback: {error}"))
+}
+
         io::ErrorKind::AddrInUse => {
             anyhow::anyhow!("port {port} on {host} is in use: stop who has it, or give another --port")
         }

@@ -3,6 +3,7 @@
 mod chat;
 mod completions;
 mod models;
+mod fallback;
 mod probes;
 mod refused;
 mod steer;
