@@ -18,6 +18,9 @@ pub enum ApiError {
     Unauthorized,
     #[error("The model `{name}` does not exist. Served here: {served}.")]
     UnknownModel { name: String, served: String },
+    /// `what`: a file, a batch.
+    #[error("There is no {what} `{id}`.")]
+    NotFound { what: &'static str, id: String },
     #[error("There is no route {method} {path} on this server.")]
     UnknownRoute { method: String, path: String },
     #[error("The method {method} is not allowed on {path}.")]
@@ -60,7 +63,9 @@ impl ApiError {
         match self {
             Self::BadRequest { .. } => (StatusCode::BAD_REQUEST, "BadRequestError"),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "AuthenticationError"),
-            Self::UnknownModel { .. } | Self::UnknownRoute { .. } => (StatusCode::NOT_FOUND, "NotFoundError"),
+            Self::UnknownModel { .. } | Self::UnknownRoute { .. } | Self::NotFound { .. } => {
+                (StatusCode::NOT_FOUND, "NotFoundError")
+            }
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge"),
             Self::NotImplemented(_) => (StatusCode::NOT_IMPLEMENTED, "NotImplementedError"),

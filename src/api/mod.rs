@@ -13,6 +13,7 @@
 //! ```
 
 mod auth;
+pub mod batch;
 mod body;
 mod chat;
 mod completions;
@@ -21,8 +22,8 @@ mod cors;
 mod envelope;
 mod error;
 mod exposition;
-mod fields;
 mod fallback;
+mod fields;
 mod generate;
 mod ids;
 mod meter;
@@ -45,8 +46,8 @@ mod usage;
 pub use body::read_object;
 pub use cors::CorsOptions;
 pub use error::ApiError;
-pub use model::{ModelInfo, SamplingDefaults};
 pub use fallback::Fallback;
+pub use model::{ModelInfo, SamplingDefaults};
 pub use server::{Drain, serve};
 pub use stall::watch_stalls;
 pub use state::{App, BODY_LIMIT_DEFAULT, Health, Options, Resident, reported_version};
@@ -67,13 +68,11 @@ use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
 /// Routes that OpenAI or vLLM have and this server knows it does not.
-const NOT_IMPLEMENTED: [&str; 10] = [
+const NOT_IMPLEMENTED: [&str; 8] = [
     "/v1/embeddings",
     "/v1/moderations",
     "/v1/audio/{*rest}",
     "/v1/images/{*rest}",
-    "/v1/files",
-    "/v1/batches",
     "/v1/rerank",
     "/rerank",
     "/score",
@@ -97,6 +96,7 @@ pub fn router(app: Arc<App>) -> Router {
     for path in NOT_IMPLEMENTED {
         router = router.route(path, any(not_implemented));
     }
+    router = batch::add_to(router);
     // The last layer is the outermost: a preflight needs no key, and a panic anywhere below still gets an id.
     router
         .fallback(unknown_route)

@@ -44,15 +44,17 @@ where
         }
     };
     let serving = axum::serve(listener, super::router(app.clone())).with_graceful_shutdown(stop);
-    let end = async move {
+    let end = async {
         if closing.await.is_err() {
             return std::future::pending().await;
         }
         app.shutdown(drain.timeout).await;
         tokio::time::sleep(GOODBYE).await;
     };
-    tokio::select! {
+    let served = tokio::select! {
         served = serving => served,
         () = end => Ok(()),
-    }
+    };
+    app.batches.close();
+    served
 }

@@ -1,9 +1,10 @@
 //! What every handler shares: options, names, metrics, and the models once there are any.
 
+use super::batch::{Desk, FileOptions};
 use super::error::ApiError;
 use super::exposition::{Labels, View};
-use super::fields::Fields;
 use super::fallback::Fallback;
+use super::fields::Fields;
 use super::ids::IdSource;
 use super::metrics::Metrics;
 use super::model::ModelInfo;
@@ -34,9 +35,11 @@ pub struct Options {
     pub stall_timeout: Duration,
     /// `--seed`
     pub seed: Option<u64>,
-    /// What `/version` says; starts with a dotted triple.
     /// `--fallback`: who answers in our place.
     pub fallback: Option<Fallback>,
+    /// `--files-dir` and its bounds.
+    pub files: FileOptions,
+    /// What `/version` says; starts with a dotted triple.
     pub version: String,
 }
 
@@ -56,10 +59,11 @@ impl Options {
             keep_alive: Duration::from_secs(15),
             stall_timeout: Duration::from_secs(120),
             seed: None,
+            fallback: None,
+            files: FileOptions::default(),
             version: reported_version(),
         }
     }
-            fallback: None,
 }
 
 /// Some clients gate features on vLLM's version, so ours stands behind the one we follow.
@@ -84,6 +88,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Compiled, by model.
     pub grammars: Grammars,
+    /// Files and batches.
+    pub batches: Desk,
     /// By place; empty while the checkpoint's configuration and tokenizer are read.
     residents: Vec<OnceLock<Resident>>,
     load_error: OnceLock<String>,
@@ -111,6 +117,7 @@ impl App {
             metrics: Arc::new(Metrics::new(&names)),
             residents: options.models.iter().map(|_| OnceLock::new()).collect(),
             grammars: Grammars::default(),
+            batches: Desk::new(options.files.clone()),
             options,
             load_error: OnceLock::new(),
             draining: AtomicBool::new(false),

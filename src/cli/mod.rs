@@ -1,5 +1,6 @@
 //! The command line: one file per command. Only here and in `main` is anything printed.
 
+pub mod batch;
 pub mod bench;
 pub mod chat;
 pub mod check;
@@ -28,6 +29,8 @@ struct Cli {
 enum Command {
     /// Serve a model over HTTP
     Serve(Box<serve::Args>),
+    /// Answer a file of requests, from where it stopped
+    Batch(batch::Args),
     /// Talk to a model in the terminal
     Chat(chat::Args),
     /// Measure decode or prefill speed against the memory's own
@@ -50,6 +53,7 @@ enum Command {
 pub fn run() -> anyhow::Result<()> {
     match Cli::parse_from(serve::spell(std::env::args_os())).command {
         Command::Serve(args) => serve::run(*args),
+        Command::Batch(args) => batch::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Score(args) => score::run(args),

@@ -10,6 +10,7 @@ pub use args::Args;
 pub use spelling::spell;
 
 use super::resident::Resident;
+use crate::api::batch::{self, FileOptions};
 use crate::api::{
     self, App, CorsOptions, Drain, Fallback, ModelInfo, Options, RequestOptions, SamplingDefaults,
     log_throughput, watch_stalls,
@@ -17,6 +18,7 @@ use crate::api::{
 use crate::engine::{self, Busy, EngineConfig, Status, TraceWriter};
 use anyhow::{Context as _, bail};
 use args::{Context, Served};
+pub use end::death;
 use end::{ended, until_end};
 use serde_json::{Map, Value};
 use sizes::{Sizes, Wish};
@@ -82,6 +84,7 @@ pub async fn serve_on(
     stop: watch::Sender<bool>,
 ) -> anyhow::Result<()> {
     let stopped = stop.subscribe();
+    batch::resume(&app).map_err(|error| anyhow::anyhow!("--files-dir: {error}"))?;
     tokio::spawn(watch_stalls(app.clone()));
     if !args.disable_log_stats {
         tokio::spawn(log_throughput(app.clone()));
@@ -104,7 +107,7 @@ pub async fn serve_on(
 
 /// Reads the checkpoints and divides the memory, then lets the engines load their weights one after the other, the
 /// front one first; says when all take requests.
-async fn load(
+pub async fn load(
     args: Args,
     models: Vec<Served>,
     app: Arc<App>,
@@ -327,11 +330,24 @@ pub fn options(args: &Args, models: &[Served]) -> anyhow::Result<Options> {
     options.keep_alive = args.sse_keep_alive_interval;
     options.stall_timeout = args.health_stall_timeout;
     options.seed = args.seed;
+    options.fallback = fallback(args)?;
+    options.files = FileOptions {
+        directory: args.files_dir.clone(),
+        bytes_max: args.files_max_bytes as u64,
+        count_max: args.files_max_count,
+    };
     if let Some(version) = &args.reported_version {
         options.version.clone_from(version);
     }
-    options.fallback = fallback(args)?;
     Ok(options)
+}
+
+/// Errors: no such URL, a key that cannot be sent.
+fn fallback(args: &Args) -> anyhow::Result<Option<Fallback>> {
+    let Some(url) = &args.fallback else { return Ok(None) };
+    let key = args.fallback_api_key.as_deref().filter(|key| !key.is_empty());
+    let fallback = Fallback::new(url, key, args.fallback_model.clone());
+    fallback.map(Some).map_err(|error| anyhow::anyhow!("--fallback: {error}"))
 }
 
 /// Errors: the port is taken, or the address is not ours; both name it.
@@ -342,14 +358,6 @@ pub async fn listen(args: &Args) -> anyhow::Result<TcpListener> {
     let host = args.host.as_deref().filter(|host| !host.is_empty()).unwrap_or(default);
     let port = args.port;
     TcpListener::bind((host, port)).await.map_err(|error| match error.kind() {
-/// Errors: no such URL, a key that cannot be sent.
-fn fallback(args: &Args) -> anyhow::Result<Option<Fallback>> {
-    let Some(url) = &args.fallback else { return Ok(None) };
-    let key = args.fallback_api_key.as_deref().filter(|key| !key.is_empty());
-    let fallback = Fallback::new(url, key, args.fallback_model.clone());
-    fallback.map(Some).map_err(|error| anyhow::anyhow!("--fallback: {error}"))
-}
-
         io::ErrorKind::AddrInUse => {
             anyhow::anyhow!("port {port} on {host} is in use: stop who has it, or give another --port")
         }
@@ -365,7 +373,7 @@ fn announce(address: SocketAddr) {
 }
 
 /// The first SIGTERM or SIGINT asks to end, the second ends.
-async fn stop_on_signals(stop: watch::Sender<bool>) {
+pub async fn stop_on_signals(stop: watch::Sender<bool>) {
     // Made once, so that no signal falls between two of them.
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
@@ -416,7 +424,7 @@ impl Signals {
 }
 
 /// Resolves when `flag` is true; never if nobody can raise it any more.
-async fn raised(mut flag: watch::Receiver<bool>) {
+pub async fn raised(mut flag: watch::Receiver<bool>) {
     if flag.wait_for(|raised| *raised).await.is_err() {
         std::future::pending::<()>().await;
     }
@@ -435,7 +443,7 @@ fn finish_trace(trace: &TraceWriter) {
     }
 }
 
-fn start_log(args: &Args) {
+pub fn start_log(args: &Args) {
     let level = match args.uvicorn_log_level.to_ascii_lowercase().as_str() {
         "critical" | "error" => "error",
         "warning" => "warn",

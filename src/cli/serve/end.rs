@@ -45,7 +45,7 @@ pub fn ended(server: Result<io::Result<()>, JoinError>) -> anyhow::Result<()> {
 }
 
 /// Resolves with the reason when an engine dies; never if all end as asked.
-async fn death(app: &App) -> String {
+pub async fn death(app: &App) -> String {
     let ends = app.residents().map(|resident| {
         Box::pin(async move {
             resident.engine.ended().await;
