@@ -116,9 +116,27 @@ struct Open {
 #[derive(Default)]
 struct Table {
     root: Option<Arc<Root>>,
+    /// The server is ending: nothing is made any more.
+    closed: bool,
     /// Both in the order in which they came.
     files: Vec<FileInfo>,
     batches: Vec<Open>,
+}
+
+impl Table {
+    fn root(&self) -> Result<Arc<Root>, ApiError> {
+        self.root.clone().ok_or_else(|| ApiError::Internal("There are no files here.".to_owned()))
+    }
+
+    fn check_count(&self, most: usize) -> Result<(), ApiError> {
+        let count = self.files.len();
+        if count < most {
+            return Ok(());
+        }
+        let message =
+            format!("There are {count} files, and there may be {most}: delete some that nobody needs.");
+        Err(ApiError::bad("file", message))
+    }
 }
 
 /// Files and batches of a server.
@@ -141,12 +159,19 @@ impl Desk {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The directory, opened or made if nobody has needed it yet; `name` tells a temporary one from others.
+    /// The directory that the files lie in. Errors: there is none, as there are no files.
+    pub fn root(&self) -> Result<Arc<Root>, ApiError> {
+        self.table().root()
+    }
+
+    /// The same, opened or made if nobody has needed it yet; `name` tells a temporary one from others.
     /// Errors: see [`Root::open`].
-    pub fn root(&self, name: &str) -> Result<Arc<Root>, String> {
+    fn open_root(&self, name: &str) -> Result<Arc<Root>, String> {
         let mut table = self.table();
-        if let Some(root) = &table.root {
-            return Ok(root.clone());
+        match &table.root {
+            Some(root) => return Ok(root.clone()),
+            None if table.closed => return Err("the server is ending".to_owned()),
+            None => {}
         }
         let root = Arc::new(Root::open(self.options.directory.as_deref(), name)?);
         table.root = Some(root.clone());
@@ -159,7 +184,7 @@ impl Desk {
         if self.options.directory.is_none() {
             return Ok(Vec::new());
         }
-        let root = self.root("")?;
+        let root = self.open_root("")?;
         let wrong = |error: io::Error| format!("the files of earlier batches cannot be read: {error}");
         let mut files: Vec<FileInfo> = root.read("file-").map_err(wrong)?;
         // What is known is written before the content is in its place; a kill falls between the two.
@@ -178,33 +203,35 @@ impl Desk {
 
     /// Removes a temporary directory; what still writes there finds nothing.
     pub fn close(&self) {
-        self.table().root = None;
+        let mut table = self.table();
+        table.closed = true;
+        if let Some(root) = table.root.take() {
+            root.close();
+        }
     }
 
     /// A place to write the next file to. Errors: there are too many, or the disk does not take one.
     pub fn upload(&self, name: &str) -> Result<Upload<'_>, ApiError> {
-        let (count, most) = (self.table().files.len(), self.options.count_max);
-        if count >= most {
-            let message =
-                format!("There are {count} files, and there may be {most}: delete some that nobody needs.");
-            return Err(ApiError::bad("file", message));
-        }
-        let root = self.root(name).map_err(ApiError::Internal)?;
-        Upload::start(&self.space, root.place(&format!("upload-{name}.part"))).map_err(|error| disk(&error))
+        let most = self.options.count_max;
+        self.table().check_count(most)?;
+        let root = self.open_root(name).map_err(ApiError::Internal)?;
+        let place = root.place(&format!("upload-{name}.part"));
+        Upload::start(&self.space, place, most).map_err(|error| disk(&error))
     }
 
     /// A place to write results to; they may always be kept, for their number is that of the batches.
     pub fn result(&self, name: &str) -> Result<Upload<'_>, ApiError> {
-        let root = self.root("").map_err(ApiError::Internal)?;
-        Upload::start(&self.space, root.place(&format!("{name}.part"))).map_err(|error| disk(&error))
+        let place = self.root()?.place(&format!("{name}.part"));
+        Upload::start(&self.space, place, usize::MAX).map_err(|error| disk(&error))
     }
 
-    /// An upload becomes a file. Errors: the disk does not take it.
+    /// An upload becomes a file. Errors: others were faster and there are too many now; the disk does not take it.
     pub fn keep(&self, upload: Upload, file: FileInfo) -> Result<(), ApiError> {
-        let root = self.root("").map_err(ApiError::Internal)?;
+        let mut table = self.table();
+        table.check_count(upload.files_max())?;
+        let root = table.root()?;
         root.write(&format!("{}.json", file.id), &file).map_err(|error| disk(&error))?;
         upload.keep(&root.place(&file.id)).map_err(|error| disk(&error))?;
-        let mut table = self.table();
         // Results that are written again after a kill take the place of the first ones.
         if let Some(before) = table.files.iter().position(|kept| kept.id == file.id) {
             self.space.free(table.files.remove(before).bytes);
@@ -231,14 +258,14 @@ impl Desk {
     /// Where the content of a file lies. Errors: 404.
     pub fn content(&self, id: &str) -> Result<PathBuf, ApiError> {
         let file = self.file(id)?;
-        Ok(self.root("").map_err(ApiError::Internal)?.place(&file.id))
+        Ok(self.root()?.place(&file.id))
     }
 
     /// Errors: 404; 400 if a batch is reading it.
     pub fn delete(&self, id: &str) -> Result<(), ApiError> {
         let file = self.file(id)?;
-        let root = self.root("").map_err(ApiError::Internal)?;
         let mut table = self.table();
+        let root = table.root()?;
         let reader = table.batches.iter().map(|open| &open.batch);
         if let Some(batch) = reader.into_iter().find(|b| b.input_file_id == id && !b.status.has_ended()) {
             let message = format!("The file `{id}` is being read by `{}`: cancel that first.", batch.id);
@@ -254,8 +281,8 @@ impl Desk {
 
     /// Takes a batch in; what rings when it is cancelled. Errors: too many have not ended yet.
     pub fn open(&self, batch: Batch) -> Result<watch::Receiver<bool>, ApiError> {
-        let root = self.root("").map_err(ApiError::Internal)?;
         let mut table = self.table();
+        let root = table.root()?;
         if table.batches.iter().filter(|open| !open.batch.status.has_ended()).count() >= OPEN_MAX {
             return Err(ApiError::Busy { limit: OPEN_MAX });
         }

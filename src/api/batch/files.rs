@@ -110,12 +110,19 @@ impl Root {
     }
 }
 
-impl Drop for Root {
-    fn drop(&mut self) {
+impl Root {
+    /// Removes it if it is temporary.
+    pub fn close(&self) {
         if self.is_temporary {
             // What cannot be removed is left to whoever cleans the place for temporary things.
             let _ = fs::remove_dir_all(&self.path);
         }
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -169,11 +176,17 @@ pub struct Upload<'a> {
     path: PathBuf,
     bytes: u64,
     kept: bool,
+    files_max: usize,
 }
 
 impl<'a> Upload<'a> {
-    pub fn start(space: &'a Space, path: PathBuf) -> io::Result<Self> {
-        Ok(Self { space, file: File::create(&path)?, path, bytes: 0, kept: false })
+    /// `files_max`: how many files there may be with it.
+    pub fn start(space: &'a Space, path: PathBuf, files_max: usize) -> io::Result<Self> {
+        Ok(Self { space, file: File::create(&path)?, path, bytes: 0, kept: false, files_max })
+    }
+
+    pub fn files_max(&self) -> usize {
+        self.files_max
     }
 
     /// Errors: 413 when there is no space, 500 when the disk does not take it.

@@ -124,7 +124,7 @@ impl Ending {
 async fn work(app: &Arc<App>, batch: Batch, cancelled: watch::Receiver<bool>) -> Result<(), Failure> {
     let desk = &app.batches;
     let place = desk.content(&batch.input_file_id).map_err(|error| Failure::new("unreadable_file", error))?;
-    let root = desk.root("").map_err(|error| Failure::new("server_error", error))?;
+    let root = desk.root().map_err(|error| Failure::new("server_error", error))?;
     let journal_place = root.place(&format!("{}.journal", batch.id));
     let (line, endpoint) = (app.options.body_limit, batch.endpoint.clone());
     let opened = blocking(move || {
@@ -190,7 +190,7 @@ async fn answer(
 fn finish(app: &App, id: &str, input: &Input, journal: Journal, ending: Ending) -> Result<(), Failure> {
     let desk = &app.batches;
     let wrong = |error: ApiError| Failure::new("server_error", error);
-    let root = desk.root("").map_err(|error| Failure::new("server_error", error))?;
+    let root = desk.root().map_err(|error| Failure::new("server_error", error))?;
     let journal_name = format!("{id}.journal");
     let mut results = Results::open(app, id).map_err(wrong)?;
     results.sort(&root.place(&journal_name), journal.bytes()).map_err(wrong)?;
