@@ -256,7 +256,7 @@ mod tests {
         check(b"--b-1\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\nx", FormError::Cut);
         check(b"--b-1\r\nContent-Type: text/plain\r\n\r\nx", FormError::NoName);
         check(b"--b-1\r\n\r\nx", FormError::NoName);
-        check(b"--b-1x", FormError::Boundary);
+        check(b"--b-1xy", FormError::Boundary);
         check(&[b"--b-1\r\n", &[b'x'; HEAD_BYTES_MAX + 9][..]].concat(), FormError::HeadTooLong);
         for kind in [
             "application/json",
