@@ -66,6 +66,58 @@ fn health_is_503_until_the_model_is_there() {
 
 #[cfg(unix)]
 #[test]
+fn while_one_server_loads_another_answers_what_can_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let nano = Server::ready(&["--served-model-name", "nano"]);
+    let pipe = folder.path().join("template.jinja");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo is everywhere").success());
+    let url = format!("http://{}", nano.address);
+    let template = pipe.to_str().expect("UTF-8");
+    let super_ = Server::listening(
+        &["--fallback", &url, "--served-model-name", "super", "--chat-template", template],
+        &[],
+    );
+    let waits = with(with(greedy("Hi! My name is", 12), "priority", json!(1)), "model", json!("super"));
+
+    let there = super_.post(COMPLETIONS, &waits);
+    assert_eq!((there.status, &there.json()["model"]), (200, &json!("nano")), "{}", there.body);
+    assert!(there.head.contains(&format!("x-ferrotron-fallback: {}", nano.address)), "{}", there.head);
+    let stream = super_.post(COMPLETIONS, &with(waits.clone(), "stream", json!(true)));
+    assert!(stream.body.contains("data: [DONE]") && stream.head.contains("event-stream"), "{}", stream.body);
+    assert_eq!(super_.post(COMPLETIONS, &with(waits.clone(), "priority", json!(0))).status, 503);
+    // A client that goes away frees its place over there.
+    let mut leaving = super_.begin(COMPLETIONS, &with(endless(true), "priority", json!(1)));
+    leaving.line("data:");
+    drop(leaving);
+    eventually("the stream is aborted", || (finished(&nano, "abort") == 1.0).then_some(()));
+
+    std::fs::write(pipe, "{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+    super_.wait_until_ready();
+    let here = super_.post(COMPLETIONS, &waits);
+    assert_eq!((&here.json()["model"], here.text()), (&json!("super"), there.text()));
+    assert!(!here.head.contains("x-ferrotron-fallback"), "{}", here.head);
+}
+
+#[cfg(unix)]
+#[test]
+fn without_its_fallback_a_server_that_loads_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let nano = Server::ready(&[]);
+    let url = format!("http://{}", nano.address);
+    let pipe = folder.path().join("template.jinja");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo is everywhere").success());
+    let server =
+        Server::listening(&["--fallback", &url, "--chat-template", pipe.to_str().expect("UTF-8")], &[]);
+    let waits = with(greedy("Hi", 1), "priority", json!(1));
+    assert_eq!(server.post(COMPLETIONS, &waits).status, 200);
+    drop(nano);
+    let answer = server.post(COMPLETIONS, &waits);
+    assert_eq!(answer.status, 503);
+    assert!(answer.body.contains("Loading model"), "{}", answer.body);
+}
+
+#[cfg(unix)]
+#[test]
 fn a_server_that_is_still_loading_ends_when_asked() {
     let folder = tempfile::tempdir().unwrap();
     let (mut server, _pipe) = loading(folder.path());

@@ -70,7 +70,7 @@ impl JsonBody {
 
 /// Proxies sort their clients into classes without touching the body: the header stands for the field where there
 /// is none. Errors: 400 if it is no integer.
-fn priority(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
+pub fn priority(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
     let Some(value) = headers.get("x-vllm-priority") else { return Ok(None) };
     let number = value.to_str().ok().and_then(|value| value.trim().parse().ok());
     number
@@ -93,7 +93,7 @@ const BYTES_PER_SECOND: u32 = 1024;
 
 /// All of the body; without a declared length it is counted as it comes. What comes in drops is given up, so that
 /// nobody holds a request open for nothing.
-async fn read(body: Body, limit: usize, patience: Duration) -> Result<Vec<u8>, ApiError> {
+pub async fn read(body: Body, limit: usize, patience: Duration) -> Result<Vec<u8>, ApiError> {
     let mut chunks = body.into_data_stream();
     let mut bytes = Vec::new();
     let start = tokio::time::Instant::now();

@@ -37,6 +37,16 @@ impl CorsOptions {
             .allow_credentials(self.credentials)
     }
 
+    /// Whether a page of `origin` may call.
+    pub fn allows(&self, origin: &HeaderValue, has_keys: bool) -> bool {
+        match &self.origins {
+            None => has_keys || is_local(origin),
+            Some(origins) => {
+                origins.iter().any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
+            }
+        }
+    }
+
     fn allow_origin(&self, has_keys: bool) -> AllowOrigin {
         match &self.origins {
             None if has_keys => self.everyone(),
@@ -96,6 +106,21 @@ fn is_local(origin: &HeaderValue) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_may_call_is_who_is_named() {
+        let check = |origins: Option<&[&str]>, has_keys, expected| {
+            let origins = origins.map(|list| list.iter().map(|&origin| origin.to_owned()).collect());
+            let options = CorsOptions { origins, ..CorsOptions::default() };
+            let stranger = HeaderValue::from_static("https://example.com");
+            assert_eq!(options.allows(&stranger, has_keys), expected, "{options:?}");
+        };
+        check(None, false, false);
+        check(None, true, true);
+        check(Some(&["*"]), false, true);
+        check(Some(&["https://example.com"]), false, true);
+        check(Some(&["https://example.org"]), true, false);
+    }
 
     #[test]
     fn only_this_machine_is_local() {

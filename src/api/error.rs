@@ -20,6 +20,9 @@ pub enum ApiError {
     UnknownModel { name: String, served: String },
     #[error("There is no response `{0}` here: it was not stored, or no longer is.")]
     UnknownResponse(String),
+    /// `what`: a file, a batch.
+    #[error("There is no {what} `{id}`.")]
+    NotFound { what: &'static str, id: String },
     #[error("There is no route {method} {path} on this server.")]
     UnknownRoute { method: String, path: String },
     #[error("The method {method} is not allowed on {path}.")]
@@ -86,7 +89,10 @@ impl ApiError {
                 (StatusCode::BAD_REQUEST, "BadRequestError")
             }
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "AuthenticationError"),
-            Self::UnknownModel { .. } | Self::UnknownResponse(_) | Self::UnknownRoute { .. } => {
+            Self::UnknownModel { .. }
+            | Self::UnknownResponse(_)
+            | Self::NotFound { .. }
+            | Self::UnknownRoute { .. } => {
                 (StatusCode::NOT_FOUND, "NotFoundError")
             }
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),

@@ -15,6 +15,7 @@
 
 mod anthropic;
 mod auth;
+pub mod batch;
 mod body;
 mod chat;
 mod chat_batch;
@@ -26,6 +27,7 @@ mod door;
 mod envelope;
 mod error;
 mod exposition;
+mod fallback;
 mod fields;
 mod generate;
 mod ids;
@@ -62,6 +64,7 @@ pub use body::read_object;
 pub use cors::CorsOptions;
 pub use door::{Door, Limits};
 pub use error::ApiError;
+pub use fallback::Fallback;
 pub use keeper::{Keeping, Lease};
 pub use loader::{Estimate, Known, LoadError, Loader, STOP_TIMEOUT, Simulation, Target};
 pub use model::{Facts, ModelInfo, SamplingDefaults};
@@ -86,13 +89,11 @@ use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 
 /// Routes that OpenAI or vLLM have and this server knows it does not.
-const NOT_IMPLEMENTED: [&str; 10] = [
+const NOT_IMPLEMENTED: [&str; 8] = [
     "/v1/embeddings",
     "/v1/moderations",
     "/v1/audio/{*rest}",
     "/v1/images/{*rest}",
-    "/v1/files",
-    "/v1/batches",
     "/v1/rerank",
     "/rerank",
     "/score",
@@ -136,11 +137,13 @@ pub fn router(app: Arc<App>) -> Router {
     for path in NOT_IMPLEMENTED {
         router = router.route(path, any(not_implemented));
     }
+    router = batch::add_to(router);
     // The last layer is the outermost: a preflight needs no key, and a panic anywhere below still gets an id.
     router
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(app.clone(), fallback::relay))
         .layer(from_fn_with_state(app.clone(), auth::require_key))
         .layer(app.options.cors.layer(!app.options.api_keys.is_empty()))
         .layer(from_fn(dialect::translate_errors))

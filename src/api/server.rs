@@ -27,7 +27,7 @@ where
 {
     let (stop, stopped) = watch::channel(false);
     let serving = door.into().serve(super::router(app.clone()), stopped);
-    let end = async move {
+    let end = async {
         drain.signal.await;
         tracing::info!("Shutting down: {} requests are running", app.metrics.in_flight());
         app.set_draining();
@@ -35,8 +35,10 @@ where
         app.shutdown(drain.timeout).await;
         tokio::time::sleep(GOODBYE).await;
     };
-    tokio::select! {
+    let served = tokio::select! {
         served = serving => served,
         () = end => Ok(()),
-    }
+    };
+    app.batches.close();
+    served
 }

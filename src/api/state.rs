@@ -1,7 +1,9 @@
 //! What every handler shares: options, names, metrics, and the models once there are any.
 
+use super::batch::{Desk, FileOptions};
 use super::error::ApiError;
 use super::exposition::{self, Labels, View};
+use super::fallback::Fallback;
 use super::fields::Fields;
 use super::ids::IdSource;
 use super::keeper::{Keeper, Keeping, Lease};
@@ -44,6 +46,10 @@ pub struct Options {
     pub seed: Option<u64>,
     /// How many responses are kept, and how long.
     pub responses: StoreLimits,
+    /// `--fallback`: who answers in our place.
+    pub fallback: Option<Fallback>,
+    /// `--files-dir` and its bounds.
+    pub files: FileOptions,
     /// What `/version` says; starts with a dotted triple.
     pub version: String,
 }
@@ -68,6 +74,8 @@ impl Options {
             stall_timeout: Duration::from_secs(120),
             seed: None,
             responses: StoreLimits::default(),
+            fallback: None,
+            files: FileOptions::default(),
             version: reported_version(),
         }
     }
@@ -98,6 +106,8 @@ pub struct App {
     /// Who is here, and who comes and goes.
     pub keeper: Arc<Keeper>,
     pub responses: Store,
+    /// Files and batches.
+    pub batches: Desk,
     load_error: OnceLock<String>,
     draining: AtomicBool,
     rescan: tokio::sync::Mutex<()>,
@@ -134,6 +144,7 @@ impl App {
             grammars,
             keeper,
             responses: Store::new(options.responses),
+            batches: Desk::new(options.files.clone()),
             options,
             load_error: OnceLock::new(),
             draining: AtomicBool::new(false),

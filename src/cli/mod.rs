@@ -1,5 +1,6 @@
 //! The command line: one file per command. Only here and in `main` is anything printed.
 
+pub mod batch;
 pub mod bench;
 pub mod chat;
 pub mod check;
@@ -31,6 +32,8 @@ struct Cli {
 enum Command {
     /// Serve a model over HTTP
     Serve(Box<serve::Args>),
+    /// Answer a file of requests, from where it stopped
+    Batch(batch::Args),
     /// Talk to a model in the terminal
     Chat(chat::Args),
     /// Measure decode or prefill speed against the memory's own
@@ -59,6 +62,7 @@ pub fn run() -> anyhow::Result<()> {
         .unwrap_or_else(|error| Cli::command().error(ErrorKind::InvalidValue, error).exit());
     match Cli::parse_from(line).command {
         Command::Serve(args) => serve::run(*args),
+        Command::Batch(args) => batch::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Score(args) => score::run(args),

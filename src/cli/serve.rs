@@ -16,12 +16,15 @@ mod yaml;
 
 pub use args::Args;
 pub use door::listen;
+pub use end::death;
 pub use known::Models;
 pub use opener::NICE_BEHIND;
 pub use spelling::spell;
 
+use crate::api::batch::{self, FileOptions};
 use crate::api::{
-    self, App, CorsOptions, Door, Drain, Keeping, Options, RequestOptions, log_throughput, watch_stalls,
+    self, App, CorsOptions, Door, Drain, Fallback, Keeping, Options, RequestOptions, log_throughput,
+    watch_stalls,
 };
 use crate::engine::TraceWriter;
 use anyhow::Context as _;
@@ -74,6 +77,18 @@ async fn serve(
     serve_on(door, args, models, App::new(options), trace, stop).await
 }
 
+/// Loads the models for an application without a server.
+pub async fn load(
+    args: Args,
+    models: Models,
+    app: &App,
+    trace: Option<TraceWriter>,
+) -> anyhow::Result<()> {
+    let opener = Arc::new(Opener::new(args, models, trace));
+    app.keeper.employ(opener.clone());
+    opener.start_all(app).await
+}
+
 /// Loads the models behind a server that answers at once, and serves until `stop` is raised.
 pub async fn serve_on(
     door: impl Into<Door>,
@@ -84,6 +99,7 @@ pub async fn serve_on(
     stop: watch::Sender<bool>,
 ) -> anyhow::Result<()> {
     let stopped = stop.subscribe();
+    batch::resume(&app).map_err(|error| anyhow::anyhow!("--files-dir: {error}"))?;
     tokio::spawn(watch_stalls(app.clone()));
     if let Some(idle) = args.sleep_idle_seconds.filter(|idle| !idle.is_zero()) {
         tokio::spawn(app.keeper.clone().doze(idle));
@@ -149,10 +165,24 @@ pub fn options(args: &Args, models: &Models) -> anyhow::Result<Options> {
     options.keep_alive = args.sse_keep_alive_interval;
     options.stall_timeout = args.health_stall_timeout;
     options.seed = args.seed;
+    options.fallback = fallback(args)?;
+    options.files = FileOptions {
+        directory: args.files_dir.clone(),
+        bytes_max: args.files_max_bytes as u64,
+        count_max: args.files_max_count,
+    };
     if let Some(version) = &args.reported_version {
         options.version.clone_from(version);
     }
     Ok(options)
+}
+
+/// Errors: no such URL, a key that cannot be sent.
+fn fallback(args: &Args) -> anyhow::Result<Option<Fallback>> {
+    let Some(url) = &args.fallback else { return Ok(None) };
+    let key = args.fallback_api_key.as_deref().filter(|key| !key.is_empty());
+    let fallback = Fallback::new(url, key, args.fallback_model.clone());
+    fallback.map(Some).map_err(|error| anyhow::anyhow!("--fallback: {error}"))
 }
 
 /// One line for each flag and variable that was given and changes nothing.
@@ -182,7 +212,7 @@ fn tell(args: &Args) {
 }
 
 /// The first SIGTERM or SIGINT asks to end, the second ends.
-async fn stop_on_signals(stop: watch::Sender<bool>) {
+pub async fn stop_on_signals(stop: watch::Sender<bool>) {
     // Made once, so that no signal falls between two of them.
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
@@ -233,7 +263,7 @@ impl Signals {
 }
 
 /// Resolves when `flag` is true; never if nobody can raise it any more.
-async fn raised(mut flag: watch::Receiver<bool>) {
+pub async fn raised(mut flag: watch::Receiver<bool>) {
     if flag.wait_for(|raised| *raised).await.is_err() {
         std::future::pending::<()>().await;
     }
@@ -252,7 +282,7 @@ fn finish_trace(trace: &TraceWriter) {
     }
 }
 
-fn start_log(args: &Args) {
+pub fn start_log(args: &Args) {
     let level = match args.uvicorn_log_level.to_ascii_lowercase().as_str() {
         "critical" | "error" => "error",
         "warning" => "warn",

@@ -2,9 +2,11 @@
 
 mod abuse;
 mod anthropic;
+mod batch;
 mod chat;
 mod completions;
 mod doors;
+mod fallback;
 mod models;
 mod ollama;
 mod probes;

@@ -33,7 +33,7 @@ impl Network for Gate {
     }
 }
 
-async fn gated(
+pub async fn gated(
     index: usize,
     names: Vec<String>,
 ) -> (api::Resident, std::sync::mpsc::Sender<Result<(), StepError>>) {

@@ -196,6 +196,27 @@ pub struct Args {
     #[arg(long)]
     pub allow_credentials: bool,
 
+    /// Server that answers in place of this one while its engine is loading, dead or ending: only requests with a
+    /// `priority` above 0, which can wait
+    #[arg(long, value_name = "URL")]
+    pub fallback: Option<String>,
+    /// The key that it wants to see; those of our clients are not shown to it
+    #[arg(long, value_name = "KEY", env = "FERROTRON_FALLBACK_API_KEY", hide_env_values = true)]
+    pub fallback_api_key: Option<String>,
+    /// The model that it is asked for [default: none is named, so that its first one answers]
+    #[arg(long, value_name = "NAME", requires = "fallback")]
+    pub fallback_model: Option<String>,
+
+    /// Where uploaded files and batches are kept; batches go on there after a restart [default: a temporary folder]
+    #[arg(long, value_name = "DIR")]
+    pub files_dir: Option<PathBuf>,
+    /// Bytes of all those files together
+    #[arg(long, value_name = "BYTES", default_value = "1024M", value_parser = size)]
+    pub files_max_bytes: usize,
+    /// How many of them there may be
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = count::<100_000>)]
+    pub files_max_count: usize,
+
     /// Seconds of silence after which a stream says that it lives; 0 never
     #[arg(long, alias = "sse-ping-interval", value_name = "SEC", default_value = "15", value_parser = seconds)]
     pub sse_keep_alive_interval: std::time::Duration,

@@ -46,7 +46,7 @@ pub fn ended(server: Result<io::Result<()>, JoinError>) -> anyhow::Result<()> {
 }
 
 /// Resolves with the reason when an engine dies; never if all end as asked.
-async fn death(app: &App) -> String {
+pub async fn death(app: &App) -> String {
     let mut changes = app.keeper.changes();
     loop {
         let mut ends: Vec<_> = app.residents().into_iter().map(|resident| died(resident).boxed()).collect();
