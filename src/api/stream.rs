@@ -1,8 +1,10 @@
-//! Server-sent events: every update leaves as soon as it is there, and silence is filled with comments.
+//! Streams: every update leaves as soon as it is there. Server-sent events fill silence with comments; lines of
+//! JSON have nothing to fill it with.
 
 use super::error::ApiError;
 use super::generate::{Generation, Update};
 use super::usage::Usage;
+use axum::body::Body;
 use axum::http::{HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -56,10 +58,23 @@ pub fn respond<F: Frames>(generation: Generation, frames: F, keep_alive: Duratio
     } else {
         sse.keep_alive(KeepAlive::new().interval(keep_alive).event(F::idle())).into_response()
     };
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    unbuffered(&mut response, "text/event-stream; charset=utf-8");
     response
+}
+
+/// Streams `generation` through `frames` as lines of JSON. Dropping the response's body cancels the generation.
+pub fn respond_lines(generation: Generation, frames: impl Frames) -> Response {
+    let lines = Stream::new(generation, frames).map(|frame| Ok::<_, Infallible>(format!("{}\n", frame.data)));
+    let mut response = Body::from_stream(lines).into_response();
+    unbuffered(&mut response, "application/x-ndjson");
+    response
+}
+
+fn unbuffered(response: &mut Response, media: &'static str) {
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
 }
 
 struct Stream<F> {
