@@ -28,6 +28,7 @@ mod meter;
 mod metrics;
 mod model;
 mod models;
+mod openapi;
 mod probes;
 mod process;
 mod request_id;
@@ -86,6 +87,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/version", get(probes::version))
         .route("/load", get(probes::load))
         .route("/metrics", get(probes::metrics))
+        .route("/openapi.json", get(openapi::document))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/v1/chat/completions", post(chat::create))

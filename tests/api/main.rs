@@ -3,7 +3,11 @@
 mod chat;
 mod completions;
 mod models;
+#[path = "../support/models.rs"]
+mod models_in_memory;
+mod openapi;
 mod probes;
 mod refused;
+mod same;
 mod steer;
 mod world;

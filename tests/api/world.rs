@@ -83,7 +83,12 @@ pub async fn resident(index: usize, names: Vec<String>, script: &str, pace: Dura
     let ids = text.encode(script, false).expect("plain text");
     let end = text.id_of("<|im_end|>").expect("a control token");
     let network = Script { ids, end, pace, prompts: HashMap::new(), limits: limits(), logits: Vec::new() };
-    around(index, names, text, network).await
+    around(index, names, text, network, forgetful()).await
+}
+
+/// For networks that know a sequence only from its start: nothing may be resumed.
+pub fn forgetful() -> EngineConfig {
+    EngineConfig { context_len: CONTEXT, checkpoints_max: 0, ..EngineConfig::default() }
 }
 
 /// A model that does what `network` does.
@@ -92,9 +97,8 @@ pub async fn around(
     served_names: Vec<String>,
     text: Text,
     network: impl Network + 'static,
+    config: EngineConfig,
 ) -> api::Resident {
-    // A script knows a sequence only from its start, so nothing may be resumed.
-    let config = EngineConfig { context_len: CONTEXT, checkpoints_max: 0, ..EngineConfig::default() };
     let (engine, _) = engine::start(config, move |_| Ok(Box::new(network)));
     engine.loaded().await;
     let model = ModelInfo {
