@@ -21,6 +21,13 @@ fn openai_for_python() {
 }
 
 #[test]
+fn openai_for_python_comes_again_to_a_full_server() {
+    let Some(command) = Interpreter::PYTHON.with("openai") else { return };
+    let full = ready(&["--max-model-len", "8192", "--max-num-seqs", "1", "--max-num-queued-reqs", "1"]);
+    run(command, "retries_client.py", &full);
+}
+
+#[test]
 fn openai_for_javascript() {
     suite(&Interpreter::NODE, "openai_client.mjs", "openai");
 }
@@ -43,6 +50,16 @@ fn openai_agents() {
 #[test]
 fn pipecat() {
     python("pipecat_client.py", "pipecat");
+}
+
+#[test]
+fn recipes_of_the_readme() {
+    python("recipes_client.py", "openai");
+}
+
+#[test]
+fn schemathesis() {
+    python("schema_client.py", "schemathesis");
 }
 
 #[test]
@@ -93,21 +110,25 @@ impl Interpreter {
     }
 }
 
-/// Runs `script` against the server; it gets the base URL and the key.
+/// Runs `script` against the server of all suites, in its turn.
 fn suite(interpreter: &Interpreter, script: &str, package: &str) {
     static TURN: Mutex<()> = Mutex::new(());
-    let Some(mut command) = interpreter.with(package) else { return };
+    let Some(command) = interpreter.with(package) else { return };
     let server = shared();
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let url = format!("http://{}/v1", server.address);
+    run(command, script, &server);
+}
+
+/// Runs `script` with the base URL and the key.
+fn run(mut command: Command, script: &str, server: &Server) {
     // The server is on this machine, whatever stands between it and others.
     for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
         command.env_remove(proxy);
     }
-    command.current_dir(FOLDER);
-    let output = command.args([script, &url, KEY]).output().expect("it ran a moment ago");
-    let said =
-        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    let url = format!("http://{}/v1", server.address);
+    let output = command.current_dir(FOLDER).args([script, &url, KEY]).output().expect("it ran a moment ago");
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    let said = said.concat();
     assert!(output.status.success(), "{said}\nthe server:\n{}", server.log());
     print!("{said}");
 }
@@ -117,10 +138,13 @@ fn shared() -> Arc<Server> {
     static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     shared.upgrade().unwrap_or_else(|| {
-        let names = ["--served-model-name", "tiny", "toys/tiny"];
-        let server = ["--max-model-len", "8192", "--api-key", KEY, "--host", "127.0.0.1"];
-        let server = Arc::new(Server::ready(&[&server[..], &names[..]].concat()));
+        let server =
+            Arc::new(ready(&["--max-model-len", "8192", "--served-model-name", "tiny", "toys/tiny"]));
         *shared = Arc::downgrade(&server);
         server
     })
+}
+
+fn ready(flags: &[&str]) -> Server {
+    Server::ready(&[&["--api-key", KEY, "--host", "127.0.0.1"], flags].concat())
 }

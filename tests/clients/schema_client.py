@@ -21,6 +21,8 @@ def main(url, key):
         "--phases", "examples,coverage,fuzzing",
         "--exclude-checks", UNDECIDABLE,
         "--max-examples", "20", "--seed", "6", "--no-shrink", "--no-color",
+        # How fast it answers is not the question here.
+        "--request-timeout", "300",
     ]  # fmt: skip
     environment = os.environ | {"SCHEMATHESIS_HOOKS": "schema_hooks", "PYTHONPATH": str(HERE)}
     # It leaves its own notes where it runs.
