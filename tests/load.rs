@@ -126,8 +126,8 @@ fn watch(server: &Server, stop: &AtomicBool) -> Vec<Duration> {
 
 fn figure(server: &Server, name: &str) -> f64 {
     let page = server.get("/metrics").body;
-    let values = page.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-    values.last().unwrap_or_else(|| panic!("no {name} in\n{page}"))
+    let mut values = page.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+    values.next().unwrap_or_else(|| panic!("no {name} in\n{page}"))
 }
 
 fn finished(server: &Server, reason: &str) -> f64 {

@@ -44,7 +44,7 @@ async fn each_path_answers_exactly_the_methods_it_is_said_to() {
     let server = Server::answering("</think>yes").await;
     let mut wrong = Vec::new();
     for (path, item) in document(&server).await["paths"].as_object().expect("paths") {
-        let asked = path.replace('{', "").replace('}', "");
+        let asked = path.replace(['{', '}'], "");
         for method in METHODS {
             let request = Request::builder().method(method).uri(&asked).body(Body::empty());
             let (status, _) = read(server.call(request.expect("a request")).await).await;

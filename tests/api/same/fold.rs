@@ -47,7 +47,7 @@ fn by_choice(events: &[Value]) -> Result<Vec<Vec<&Value>>, String> {
     }
     for choice in &choices {
         let ended = |choice: &&Value| !choice["finish_reason"].is_null();
-        need(choice.last().is_some_and(|last| ended(&last)), "a choice that does not end")?;
+        need(choice.last().is_some_and(ended), "a choice that does not end")?;
         need(choice.iter().filter(|choice| ended(choice)).count() == 1, "a choice that ends twice")?;
     }
     Ok(choices)

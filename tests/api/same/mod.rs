@@ -18,7 +18,7 @@ use ferrotron::model::Limits;
 use futures_util::future::join_all;
 use serde_json::Value;
 
-const REQUESTS: usize = 400;
+const REQUESTS: usize = 300;
 const SEED: u64 = 6;
 const TOGETHER: usize = 8;
 
