@@ -98,6 +98,8 @@ struct Echo {
 /// A piece of one choice.
 struct Chunk {
     choice: usize,
+    /// The first of its choice: says once what was asked.
+    is_first: bool,
     text: String,
     logprobs: Logprobs,
     ids: Vec<u32>,
@@ -150,6 +152,9 @@ struct ChoiceState {
     /// Of ids whose text is still held back.
     logprobs: Logprobs,
     ids: Vec<u32>,
+    prompt_logprobs: Option<Value>,
+    /// A chunk has gone out.
+    has_begun: bool,
     /// Characters of all tokens so far: the next `text_offset`.
     offset: usize,
 }
@@ -178,19 +183,14 @@ impl Writer {
     fn started(&mut self, choice: usize, scores: Option<Vec<Option<TokenLogprobs>>>) -> Option<Chunk> {
         let prompt = self.prompts.get(choice / self.n.max(1))?;
         let prompt_logprobs = scores.as_ref().map(|scores| self.tokens.prompt_scores(&prompt.ids, scores));
-        if !self.echo {
-            let mut chunk = self.take(choice, String::new())?;
-            chunk.prompt_logprobs = prompt_logprobs;
-            return Some(chunk);
-        }
-        let (ids, text) = (prompt.ids.clone(), prompt.text.clone());
+        let (ids, text) =
+            if self.echo { (prompt.ids.clone(), prompt.text.clone()) } else { Default::default() };
         for (place, id) in ids.into_iter().enumerate() {
             let scored = scores.as_ref().and_then(|scores| scores.get(place)).and_then(Option::as_ref);
             self.score(choice, id, scored);
         }
-        let mut chunk = self.take(choice, text)?;
-        chunk.prompt_logprobs = prompt_logprobs;
-        Some(chunk)
+        self.choices.get_mut(choice)?.prompt_logprobs = prompt_logprobs;
+        (!text.is_empty()).then(|| self.take(choice, text)).flatten()
     }
 
     /// Notes one token for the log-probabilities; the first of a prompt has none.
@@ -219,10 +219,11 @@ impl Writer {
         let state = self.choices.get_mut(choice)?;
         Some(Chunk {
             choice,
+            is_first: !std::mem::replace(&mut state.has_begun, true),
             text,
             logprobs: std::mem::take(&mut state.logprobs),
             ids: std::mem::take(&mut state.ids),
-            prompt_logprobs: None,
+            prompt_logprobs: state.prompt_logprobs.take(),
             end: None,
         })
     }
@@ -244,6 +245,10 @@ impl Writer {
         choice.insert("stop_reason".into(), stop_reason);
         if self.return_ids {
             choice.insert("token_ids".into(), json!(chunk.ids));
+        }
+        let prompt = self.prompts.get(chunk.choice / self.n.max(1));
+        if let Some(prompt) = prompt.filter(|_| self.return_ids && chunk.is_first) {
+            choice.insert("prompt_token_ids".into(), json!(prompt.ids));
         }
         choice
     }
@@ -274,10 +279,6 @@ struct CompletionFrames {
 impl Frames for CompletionFrames {
     fn frames(&mut self, update: Update, usage: Usage, is_last: bool) -> Vec<Frame> {
         let Some(chunk) = self.writer.chunk(update) else { return Vec::new() };
-        // A prompt of control tokens has scores and no text.
-        if chunk.text.is_empty() && chunk.logprobs.tokens.is_empty() && chunk.end.is_none() {
-            return Vec::new();
-        }
         let mut frame = self.writer.head();
         frame.insert("choices".into(), json!([self.writer.choice_json(&chunk)]));
         if self.options.continuous_usage {
@@ -329,11 +330,6 @@ async fn collect(
             let mut choice = writer.choice_json(&answer);
             let scores = answer.prompt_logprobs.filter(|_| wants_prompt_logprobs);
             choice.insert("prompt_logprobs".into(), json!(scores));
-            if let Some(prompt) =
-                writer.prompts.get(answer.choice / writer.n.max(1)).filter(|_| writer.return_ids)
-            {
-                choice.insert("prompt_token_ids".into(), json!(prompt.ids));
-            }
             Value::Object(choice)
         })
         .collect();

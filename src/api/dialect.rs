@@ -2,8 +2,8 @@
 //! router itself.
 
 use super::error::ApiError;
-use super::{anthropic, ollama};
 use super::request_id::RequestId;
+use super::{anthropic, ollama};
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderValue, header};

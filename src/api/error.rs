@@ -92,9 +92,7 @@ impl ApiError {
             Self::UnknownModel { .. }
             | Self::UnknownResponse(_)
             | Self::NotFound { .. }
-            | Self::UnknownRoute { .. } => {
-                (StatusCode::NOT_FOUND, "NotFoundError")
-            }
+            | Self::UnknownRoute { .. } => (StatusCode::NOT_FOUND, "NotFoundError"),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge"),
             Self::HeadTooLarge { .. } | Self::TooManyFields { .. } => {

@@ -41,6 +41,7 @@ mod metrics;
 mod model;
 mod models;
 mod ollama;
+mod openapi;
 mod probes;
 mod process;
 mod query;
@@ -108,6 +109,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/version", get(probes::version))
         .route("/load", get(probes::load))
         .route("/metrics", get(probes::metrics))
+        .route("/openapi.json", get(openapi::document))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/v1/chat/completions", post(chat::create))

@@ -78,12 +78,7 @@ async fn serve(
 }
 
 /// Loads the models for an application without a server.
-pub async fn load(
-    args: Args,
-    models: Models,
-    app: &App,
-    trace: Option<TraceWriter>,
-) -> anyhow::Result<()> {
+pub async fn load(args: Args, models: Models, app: &App, trace: Option<TraceWriter>) -> anyhow::Result<()> {
     let opener = Arc::new(Opener::new(args, models, trace));
     app.keeper.employ(opener.clone());
     opener.start_all(app).await

@@ -1,7 +1,8 @@
 //! What clients should not do: every mistake gets a status and a sentence, at once, and never a 500.
 
 use super::world::{
-    CHAT, Listening, PATIENCE, Server, VOCAB, around, chat, limits, names, parsed, post, read, text, weather,
+    CHAT, Listening, PATIENCE, Server, VOCAB, around, chat, forgetful, limits, names, parsed, post, read,
+    text, weather,
 };
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
@@ -211,7 +212,7 @@ impl Network for Nonsense {
 async fn a_fault_while_generating_is_told_and_is_never_text() {
     let app = App::new(Options::new(names()));
     let network = Nonsense { limits: limits(), logits: Vec::new() };
-    app.set_resident(around(0, names(), text(), network).await);
+    app.set_resident(around(0, names(), text(), network, forgetful()).await);
     let server = Server { app };
     let (status, body) = server.post(CHAT, &chat(json!({}))).await;
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{body}");

@@ -8,10 +8,14 @@ mod completions;
 mod doors;
 mod fallback;
 mod models;
+#[path = "../support/models.rs"]
+mod models_in_memory;
 mod ollama;
+mod openapi;
 mod probes;
 mod refused;
 mod responses;
 mod router;
+mod same;
 mod steer;
 mod world;

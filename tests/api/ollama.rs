@@ -648,7 +648,7 @@ async fn a_stream_that_breaks_ends_with_a_line_that_says_so() {
     for stream in [true, false] {
         let app = App::new(Options::new(names()));
         let network = Failing { steps: 0, limits: world::limits(), logits: Vec::new() };
-        app.set_resident(world::around(0, names(), text(), network).await);
+        app.set_resident(world::around(0, names(), text(), network, world::forgetful()).await);
         let server = Server { app };
         let (status, text) =
             server.post(GENERATE, &asked(GENERATE, json!({"stream": stream, "raw": true}))).await;

@@ -1,7 +1,7 @@
 //! `/health` and `/metrics`: from before the model is there until the server ends.
 
 use super::models::{continued, two};
-use super::world::{CHAT, Server, VOCAB, around, chat, limits, names, post, read, text};
+use super::world::{CHAT, Server, VOCAB, around, chat, forgetful, limits, names, post, read, text};
 use axum::http::{StatusCode, header};
 use ferrotron::api::{self, App, Options};
 use ferrotron::backend::StepInputs;
@@ -39,7 +39,7 @@ pub async fn gated(
 ) -> (api::Resident, std::sync::mpsc::Sender<Result<(), StepError>>) {
     let (word, words) = std::sync::mpsc::channel();
     let network = Gate { words, limits: limits(), logits: Vec::new() };
-    (around(index, names, text(), network).await, word)
+    (around(index, names, text(), network, forgetful()).await, word)
 }
 
 /// Asks until the answer has `words`.

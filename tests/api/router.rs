@@ -1,13 +1,13 @@
 //! Models that come and go, and sleep: `/models`, `/models/load`, `/models/unload`, `/sleep`, `/wake_up`.
 
 use super::models::continued;
-use super::world::{CONTEXT, Server, VOCAB, opening, post, read, scripted, text};
+use super::world::{CONTEXT, Server, VOCAB, forgetful, opening, post, read, scripted, text};
 use axum::body::{Body, HttpBody};
 use axum::http::{StatusCode, header};
 use axum::response::Response;
 use ferrotron::api::{
-    App, Estimate, Facts, Keeping, Known, LoadError, Loader, ModelInfo, Options, Resident,
-    SamplingDefaults, Simulation, Target,
+    App, Estimate, Facts, Keeping, Known, LoadError, Loader, ModelInfo, Options, Resident, SamplingDefaults,
+    Simulation, Target,
 };
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -63,7 +63,7 @@ impl Loader for Shelf {
         self.log.lock().unwrap().push(format!("+{name}"));
         let (text, gate) = (text(), self.gates.lock().unwrap().remove(&name));
         let network = scripted(&text, &format!(" {name}").repeat(40), self.pace);
-        Ok(opening(place, known(&name).names, text, move || {
+        Ok(opening(place, known(&name).names, text, forgetful(), move || {
             let _ = gate.map(|gate| gate.recv());
             Ok(network)
         }))

@@ -86,7 +86,7 @@ pub fn limits() -> Limits {
 pub async fn resident(index: usize, names: Vec<String>, script: &str, pace: Duration) -> api::Resident {
     let text = text();
     let network = scripted(&text, script, pace);
-    let resident = opening(index, names, text, move || Ok(network));
+    let resident = opening(index, names, text, forgetful(), move || Ok(network));
     resident.engine.loaded().await;
     resident
 }
@@ -105,14 +105,20 @@ fn facts() -> Facts {
     }
 }
 
+/// For networks that know a sequence only from its start: nothing may be resumed.
+pub fn forgetful() -> EngineConfig {
+    EngineConfig { context_len: CONTEXT, checkpoints_max: 0, ..EngineConfig::default() }
+}
+
 /// A model that does what `network` does.
 pub async fn around(
     index: usize,
     served_names: Vec<String>,
     text: Text,
     network: impl Network + 'static,
+    config: EngineConfig,
 ) -> api::Resident {
-    let resident = opening(index, served_names, text, move || Ok(Box::new(network)));
+    let resident = opening(index, served_names, text, config, move || Ok(Box::new(network)));
     resident.engine.loaded().await;
     resident
 }
@@ -129,10 +135,9 @@ pub fn opening(
     index: usize,
     served_names: Vec<String>,
     text: Text,
+    config: EngineConfig,
     load: impl FnOnce() -> Result<Box<dyn Network>, String> + Send + 'static,
 ) -> api::Resident {
-    // A script knows a sequence only from its start, so nothing may be resumed.
-    let config = EngineConfig { context_len: CONTEXT, checkpoints_max: 0, ..EngineConfig::default() };
     let (engine, _) = engine::start(config, move |_| load());
     let model = ModelInfo {
         served_names,

@@ -180,8 +180,9 @@ mod tests {
         let mut options = Options::new(vec!["nvidia/Tiny".into(), "fast:latest".into()]);
         options.models.push(vec!["FAST".into(), "big:q4".into()]);
         let app = App::new(options);
-        let check =
-            |name: &str, expected: Option<&str>| assert_eq!(served(&app, name).ok().as_deref(), expected, "{name}");
+        let check = |name: &str, expected: Option<&str>| {
+            assert_eq!(served(&app, name).ok().as_deref(), expected, "{name}")
+        };
         check("nvidia/Tiny", Some("nvidia/Tiny"));
         check("NVIDIA/tiny:LATEST", Some("nvidia/Tiny"));
         check("fast", Some("fast:latest"));

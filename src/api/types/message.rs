@@ -43,10 +43,8 @@ fn message(fields: &Fields) -> Result<Message, ApiError> {
     let (mut reasoning, mut tool_calls) = (None, Vec::new());
     if role == "assistant" {
         // The same thing under the names of different releases.
-        let given = match fields.string("reasoning")? {
-            None => fields.string("reasoning_content")?,
-            given => given,
-        };
+        let (given, older) = (fields.string("reasoning")?, fields.string("reasoning_content")?);
+        let given = given.or(older);
         reasoning = given.map(str::to_owned).or(content.reasoning);
         tool_calls = calls(fields)?;
     }

@@ -4,7 +4,9 @@ use super::args::{Args, Context, KvName, Served};
 use super::known::{self, Known, Models};
 use super::memory;
 use super::sizes::{self, Sizes, Wish};
-use crate::api::{self, App, Estimate, Facts, LoadError, Loader, ModelInfo, SamplingDefaults, Simulation, Target};
+use crate::api::{
+    self, App, Estimate, Facts, LoadError, Loader, ModelInfo, SamplingDefaults, Simulation, Target,
+};
 use crate::cli::resident::{BLOCK_LEN, Resident};
 use crate::engine::{self, Busy, EngineConfig, Handle, Status, TraceWriter};
 use crate::model::config::{GenerationConfig, Layer};
