@@ -10,7 +10,17 @@ use axum::extract::State;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
-const PARTS: [&str; 2] = [include_str!("openapi/server.json"), include_str!("openapi/openai.json")];
+const PARTS: [&str; 7] = [
+    include_str!("openapi/server.json"),
+    include_str!("openapi/openai.json"),
+    include_str!("openapi/responses.json"),
+    include_str!("openapi/anthropic.json"),
+    include_str!("openapi/ollama.json"),
+    include_str!("openapi/router.json"),
+    include_str!("openapi/batch.json"),
+];
+/// Behind `--enable-sleep-mode`.
+const SLEEP: &str = include_str!("openapi/sleep.json");
 
 pub async fn document(State(app): State<Arc<App>>) -> Json<Value> {
     Json(describe(&app.options))
@@ -22,10 +32,12 @@ fn describe(options: &Options) -> Value {
         ("openapi".to_owned(), json!("3.1.0")),
         ("info".to_owned(), json!({"title": "ferrotron", "version": env!("CARGO_PKG_VERSION")})),
     ]);
-    for part in PARTS {
+    for part in PARTS.into_iter().chain(options.sleep_mode.then_some(SLEEP)) {
         merge(&mut document, serde_json::from_str(part).expect("the parts are read by a test"));
     }
-    let mut names: Vec<Value> = options.models.iter().flatten().map(|name| json!(name)).collect();
+    let known = options.known.iter().flat_map(|known| &known.names);
+    let mut names: Vec<Value> =
+        options.models.iter().flatten().chain(known).map(|name| json!(name)).collect();
     // Who names no model, or an empty one, gets the first.
     names.extend([json!(""), Value::Null]);
     merge(&mut document, object(json!({"components": {"schemas": {"Model": {"enum": names}}}})));

@@ -1,13 +1,21 @@
 //! `/openapi.json` says what the router does, no more and no less.
 
-use super::world::{Server, read};
+use super::world::{Server, names, read};
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
+use ferrotron::api::Options;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 const METHODS: [&str; 5] = ["GET", "POST", "PUT", "PATCH", "DELETE"];
+
+/// A server with every route there is.
+async fn server() -> Server {
+    let options = Options { sleep_mode: true, ..Options::new(names()) };
+    Server::start("</think>yes", Duration::ZERO, options).await
+}
 
 async fn document(server: &Server) -> Value {
     serde_json::from_str(&server.get("/openapi.json").await.1).expect("JSON")
@@ -30,7 +38,7 @@ fn routes_of(folder: &Path, found: &mut BTreeSet<String>) {
 
 #[tokio::test]
 async fn no_route_is_missing_and_none_is_made_up() {
-    let document = document(&Server::answering("</think>yes").await).await;
+    let document = document(&server().await).await;
     let described: BTreeSet<String> = document["paths"].as_object().expect("paths").keys().cloned().collect();
     let mut routed = BTreeSet::new();
     routes_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api"), &mut routed);
@@ -41,7 +49,7 @@ async fn no_route_is_missing_and_none_is_made_up() {
 
 #[tokio::test]
 async fn each_path_answers_exactly_the_methods_it_is_said_to() {
-    let server = Server::answering("</think>yes").await;
+    let server = server().await;
     let mut wrong = Vec::new();
     for (path, item) in document(&server).await["paths"].as_object().expect("paths") {
         let asked = path.replace(['{', '}'], "");
@@ -59,7 +67,7 @@ async fn each_path_answers_exactly_the_methods_it_is_said_to() {
 
 #[tokio::test]
 async fn every_reference_leads_somewhere() {
-    let document = document(&Server::answering("</think>yes").await).await;
+    let document = document(&server().await).await;
     let mut values = vec![&document];
     let mut count = 0;
     while let Some(value) = values.pop() {
