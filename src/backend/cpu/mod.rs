@@ -22,8 +22,8 @@ use super::{
     host::{Buffer, Routes, State},
 };
 use crate::model::config::{Attention, Mamba, Moe};
-use crate::ops::cells::Cells;
 #[cfg(target_arch = "x86_64")]
+use crate::ops::cells::Cells;
 use crate::ops::lines::Lines;
 use crate::ops::{self, linear::Epilogue};
 use crate::weights::Linear;

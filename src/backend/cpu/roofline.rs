@@ -98,6 +98,48 @@ pub fn read_bandwidth(threads: usize) -> io::Result<f64> {
     Ok((threads * share) as f64 / best.as_secs_f64())
 }
 
+/// Reads memory now and again, for figures that are to be compared with what the memory did at that time: where others
+/// share it, that changes twofold within seconds.
+pub struct Reader {
+    shares: Vec<Vec<u64>>,
+}
+
+impl Reader {
+    /// Errors: as [`read_bandwidth`].
+    pub fn new(threads: usize) -> io::Result<Self> {
+        let share = memory::size() / threads;
+        // Each thread writes its own, so that its pages lie where it is.
+        let shares: io::Result<Vec<Vec<u64>>> = std::thread::scope(|scope| {
+            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, || memory::share(share));
+            let all: io::Result<Vec<_>> = (0..threads).map(spawn).collect();
+            all?.into_iter().map(|thread| thread.join().expect("writing ones does not panic")).collect()
+        });
+        Ok(Self { shares: shares? })
+    }
+
+    /// Bytes per second of one pass of all threads over memory. Errors: as [`peak`].
+    pub fn sample(&self) -> io::Result<f64> {
+        let ready = Barrier::new(self.shares.len());
+        let read = &|words: &Vec<u64>| {
+            ready.wait();
+            let start = Instant::now();
+            arch::read(words);
+            (start, Instant::now())
+        };
+        let spans: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
+            let (own, others) = self.shares.split_first().expect("a reader has a thread");
+            let helpers: Vec<_> = others.iter().map(|share| scope.spawn(move || read(share))).collect();
+            let helpers = helpers.into_iter().map(|helper| helper.join().expect("a kernel does not panic"));
+            std::iter::once(read(own)).chain(helpers).collect()
+        });
+        let start = spans.iter().map(|span| span.0).min();
+        let end = spans.iter().map(|span| span.1).max();
+        let wall = start.zip(end).map_or(Duration::MAX, |(start, end)| end - start);
+        let bytes: usize = self.shares.iter().map(|share| size_of_val(&share[..])).sum();
+        Ok(bytes as f64 / wall.as_secs_f64())
+    }
+}
+
 /// Of `runs` runs the shortest, from when all of `threads` threads are ready until the last one is done. Each thread
 /// works on what it has prepared itself, so that its pages lie where it is.
 fn best_time<S>(
@@ -143,6 +185,13 @@ fn best_time<S>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_reads_all_it_has() {
+        let reader = Reader { shares: vec![vec![1; 1 << 16]; 2] };
+        let seconds = 2.0 * 8.0 * 65536.0 / reader.sample().unwrap();
+        assert!(seconds > 1e-7 && seconds < 60.0, "{seconds} s");
+    }
 
     #[test]
     fn every_unit_of_this_machine_computes_what_it_says() {

@@ -26,6 +26,11 @@ impl Ceiling {
         })
     }
 
+    /// The same with what the memory did at another time.
+    pub fn with_memory(&self, bytes_per_s: f64) -> Self {
+        Ceiling { bandwidth_gb_per_s: bytes_per_s / 1e9, ..self.clone() }
+    }
+
     /// Share of the read bandwidth.
     pub fn memory_percent(&self, gb_per_s: f64) -> f64 {
         100.0 * gb_per_s / self.bandwidth_gb_per_s

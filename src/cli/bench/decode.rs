@@ -3,18 +3,23 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::ceiling::Ceiling;
 use super::profile::{self, Observed, Profile};
 use super::{machine, median, progress, tell};
+use crate::backend::cpu::roofline::Reader;
 use crate::backend::trace::Record;
 use crate::backend::{BlockCopy, StepInputs};
 use crate::cli::resident::{BLOCK_LEN, Compute, Load, Resident, Watched, count, greedy, limits};
 use crate::cli::table;
 use crate::model::Limits;
 use crate::ops::Cost;
+
+/// Weights of so many bytes and more are read from memory in every step, whatever the caches hold.
+const READ_BETWEEN: u64 = 256 << 20;
 
 /// No model of the family reads more tokens.
 const LENGTH_MAX: usize = 1 << 20;
@@ -97,7 +102,10 @@ struct Row {
     /// Weight, state and cache bytes one token must move, from the trace of the step; experts as they were chosen.
     bytes_per_token: u64,
     gb_per_s: f64,
-    /// Share of the read bandwidth measured in this run.
+    /// What memory gave between the repeats; None where the caches hold so much of the model that reading other memory
+    /// would take it from them.
+    memory_gb_per_s: Option<f64>,
+    /// Share of that, the median of each repeat's own; else of the read bandwidth measured at the start.
     percent_of_bandwidth: f64,
     /// Share of the fastest unit's multiply-adds measured in this run.
     percent_of_compute: f64,
@@ -140,7 +148,10 @@ fn measure<T>(
     let progress = progress("measuring", steps, common.json)?;
     let ceiling = Ceiling::measure(common.compute.threads())?;
     progress.inc(1);
-    let mut bench = Bench { resident: &resident, common, ceiling, progress, profiles: Vec::new() };
+    let reads = resident.bytes() >= READ_BETWEEN;
+    let memory = reads.then(|| Reader::new(common.compute.threads())).transpose();
+    let memory = memory.context("measuring the memory")?;
+    let mut bench = Bench { resident: &resident, common, ceiling, memory, progress, profiles: Vec::new() };
     let mut rows = cases.iter().map(|c| case(&mut bench, c)).collect::<anyhow::Result<Vec<_>>>()?;
     let first = rows.first().map_or(1.0, |row| row.tok_per_s);
     rows.iter_mut().for_each(|row| row.to_first = row.tok_per_s / first);
@@ -161,6 +172,8 @@ struct Bench<'a> {
     resident: &'a Resident,
     common: &'a Common,
     ceiling: Ceiling,
+    /// Asked around every repeat.
+    memory: Option<Reader>,
     progress: ProgressBar,
     profiles: Vec<Profile>,
 }
@@ -170,6 +183,8 @@ struct Bench<'a> {
 struct Times {
     /// Tokens per second.
     rates: Vec<f64>,
+    /// Bytes per second of memory before and after each of them.
+    memory: Vec<f64>,
     first_ms: Vec<f64>,
     /// What was watched: every step of a profile, else only the last of the run that is not counted.
     observed: Vec<Observed>,
@@ -198,6 +213,7 @@ impl Bench<'_> {
                     }
                 }
             }
+            let before = self.memory()?;
             let start = Instant::now();
             for i in 0..tokens {
                 decode_step(&mut inputs, &last, context + i, capacity);
@@ -207,8 +223,10 @@ impl Bench<'_> {
                 let watched = if repeat == 0 { i + 1 == tokens } else { self.common.profile };
                 times.observed.extend(step(network.as_mut(), &inputs, watched, &mut last)?);
             }
+            let seconds = start.elapsed().as_secs_f64();
             if repeat > 0 {
-                times.rates.push((batch * tokens) as f64 / start.elapsed().as_secs_f64());
+                times.rates.push((batch * tokens) as f64 / seconds);
+                times.memory.extend(before.zip(self.memory()?).map(|(before, after)| (before + after) / 2.0));
             }
             self.progress.inc(1);
         }
@@ -234,6 +252,7 @@ impl Bench<'_> {
         for repeat in 0..=self.common.repeats {
             let mut run = Observed { wall: Duration::ZERO, spans: Vec::new() };
             let watched = repeat == 0 || self.common.profile;
+            let before = self.memory()?;
             let start = Instant::now();
             for inputs in &steps {
                 if let Some(part) = step(network.as_mut(), inputs, watched, &mut [0])? {
@@ -246,10 +265,16 @@ impl Bench<'_> {
             if repeat > 0 {
                 times.rates.push(length as f64 / seconds);
                 times.first_ms.push(seconds * 1e3);
+                times.memory.extend(before.zip(self.memory()?).map(|(before, after)| (before + after) / 2.0));
             }
             self.progress.inc(1);
         }
         self.row(format!("prefill {length}, chunks of {chunk}"), times, limits, &steps, length)
+    }
+
+    /// Bytes per second that memory gives now.
+    fn memory(&self) -> anyhow::Result<Option<f64>> {
+        self.memory.as_ref().map(Reader::sample).transpose().context("measuring the memory")
     }
 
     /// `steps` are those of one run over `tokens` tokens.
@@ -261,7 +286,7 @@ impl Bench<'_> {
         steps: &[StepInputs],
         tokens: usize,
     ) -> anyhow::Result<Row> {
-        let Times { rates, first_ms, mut observed } = times;
+        let Times { rates, memory, first_ms, mut observed } = times;
         if self.common.profile {
             // The run that only warms up is not counted here either.
             observed.remove(0);
@@ -270,11 +295,15 @@ impl Bench<'_> {
         let records = self.records(limits, steps, &profile::distinct(&runs))?;
         let mut cost = Cost::default();
         records.iter().for_each(|record| cost += record.cost);
+        let bytes = (cost.weights + cost.state) as f64 / tokens as f64;
+        let shares = rates.iter().zip(&memory).map(|(rate, memory)| 100.0 * bytes * rate / memory);
+        let share = (!memory.is_empty()).then(|| median(shares.collect()));
+        let memory = (!memory.is_empty()).then(|| median(memory));
+        let ceiling = memory.map_or(self.ceiling.clone(), |memory| self.ceiling.with_memory(memory));
         if self.common.profile {
-            self.profiles.push(profile::join(test.clone(), &runs, &records, &self.ceiling)?);
+            self.profiles.push(profile::join(test.clone(), &runs, &records, &ceiling)?);
         }
         let tok_per_s = median(rates);
-        let bytes = (cost.weights + cost.state) as f64 / tokens as f64;
         let gb_per_s = bytes * tok_per_s / 1e9;
         let gflop_per_s = cost.flops as f64 / tokens as f64 * tok_per_s / 1e9;
         Ok(Row {
@@ -284,7 +313,8 @@ impl Bench<'_> {
             ttft_ms: (!first_ms.is_empty()).then(|| median(first_ms)),
             bytes_per_token: bytes as u64,
             gb_per_s,
-            percent_of_bandwidth: self.ceiling.memory_percent(gb_per_s),
+            memory_gb_per_s: memory.map(|memory| memory / 1e9),
+            percent_of_bandwidth: share.unwrap_or_else(|| self.ceiling.memory_percent(gb_per_s)),
             percent_of_compute: self.ceiling.compute_percent(gflop_per_s),
         })
     }
@@ -373,7 +403,17 @@ fn decode_step(inputs: &mut StepInputs, last: &[u32], past: usize, capacity: usi
 fn print(report: &Report) {
     println!("{} ({:.1} MB) on {}", report.model, report.weights_bytes as f64 / 1e6, report.compute);
     println!("{}; {}", report.machine, report.ceiling.describe());
-    let header = ["test", "tok/s", "to first", "TTFT ms", "MB/token", "GB/s", "% of memory", "% of compute"];
+    let header = [
+        "test",
+        "tok/s",
+        "to first",
+        "TTFT ms",
+        "MB/token",
+        "GB/s",
+        "memory GB/s",
+        "% of memory",
+        "% of compute",
+    ];
     let cells = report.rows.iter().map(|row| {
         [
             row.test.clone(),
@@ -382,11 +422,12 @@ fn print(report: &Report) {
             row.ttft_ms.map_or_else(|| "–".into(), |ms| format!("{ms:.2}")),
             format!("{:.3}", row.bytes_per_token as f64 / 1e6),
             format!("{:.2}", row.gb_per_s),
+            row.memory_gb_per_s.map_or_else(|| "–".into(), |gb| format!("{gb:.1}")),
             format!("{:.1}", row.percent_of_bandwidth),
             format!("{:.1}", row.percent_of_compute),
         ]
     });
-    table::print(header, &[1, 2, 3, 4, 5, 6, 7], cells);
+    table::print(header, &[1, 2, 3, 4, 5, 6, 7, 8], cells);
     if report.rows.iter().any(|row| row.percent_of_bandwidth > 100.0) {
         println!("More than 100 %: weights and states of this size are served by the caches, not by memory.");
     }
