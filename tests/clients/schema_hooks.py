@@ -3,6 +3,14 @@
 import schemathesis
 
 TOKENS_MAX = 8
+# What each dialect calls the most tokens of an answer.
+LIMITS = {
+    "/v1/chat/completions": "max_tokens",
+    "/v1/completions": "max_tokens",
+    "/invocations": "max_tokens",
+    "/v1/responses": "max_output_tokens",
+    "/v1/messages": "max_tokens",
+}
 # The toy's ids of text begin below this.
 IDS = 1000
 
@@ -17,8 +25,9 @@ def small(ids):
 @schemathesis.hook
 def map_body(context, body):
     if isinstance(body, dict):
-        if context.operation.path.endswith("completions") and body.get("max_tokens") is None:
-            body["max_tokens"] = TOKENS_MAX
+        limit = LIMITS.get(context.operation.path)
+        if limit and body.get(limit) is None:
+            body[limit] = TOKENS_MAX
         for name in ("prompt", "tokens", "stop_token_ids", "allowed_token_ids"):
             if isinstance(body.get(name), list):
                 body[name] = small(body[name])
