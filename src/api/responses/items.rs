@@ -185,7 +185,8 @@ mod tests {
     }
 
     fn refused(item: Value, param: &str) {
-        let error = messages(std::slice::from_ref(&item), 0, &mut Vec::new()).expect_err("the test gives what is wrong");
+        let error = messages(std::slice::from_ref(&item), 0, &mut Vec::new())
+            .expect_err("the test gives what is wrong");
         assert_eq!(error.body()["error"]["param"], json!(param), "{item}: {error}");
     }
 
